@@ -63,14 +63,13 @@ struct ModelConfig {
   // validates. Throws Error naming the key, the value and what was expected.
   static ModelConfig read(const config::Value& table, std::string_view where);
 
-  void validate() const;
+  void validate(std::string_view where) const;
 
   template <class Visitor>
   void visit_fields(Visitor& visitor);
 
   int64_t output_heads() const { return heads > value_heads ? heads : value_heads; }
   int64_t inner_width() const { return output_heads() * value_dim; }
-  const MixerOptions& options(std::string_view mixer) const;
   // The mixers of layer n: all of them, or the one of the pattern.
   std::vector<std::string> layer_mixers(int64_t layer) const;
   bool has_mode(schedule::Mode mode) const;

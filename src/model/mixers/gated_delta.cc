@@ -1,0 +1,69 @@
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "model/mixers/mixer.h"
+#include "operators/gated_delta_rule/gated_delta_rule.h"
+#include "operators/l2_norm/l2_norm.h"
+
+namespace oryx::model {
+
+namespace {
+
+// Gated DeltaNet (Yang et al. 2025): log decay −exp(A_log)·softplus(x W_a + b_a), β = sigmoid(x W_b), both per
+// state head; outputs scaled by 1/√head_dim.
+class GatedDelta : public Mixer {
+ public:
+  GatedDelta(const ModelConfig& config, const std::string& prefix, const Weights& weights)
+      : options_(config.gated_delta),
+        rotates_(config.rope == "all"),
+        scale_(1.0 / std::sqrt(static_cast<double>(config.head_dim))),
+        decay_weight_(weights.at(prefix + "decay.weight")),
+        decay_bias_(weights.at(prefix + "decay_bias")),
+        log_a_(weights.at(prefix + "A_log")),
+        beta_weight_(weights.at(prefix + "beta.weight")) {}
+
+  std::vector<at::Tensor> projections() const override { return {decay_weight_, beta_weight_}; }
+
+  at::Tensor forward(const at::Tensor& query, const SharedInput& shared, const std::vector<at::Tensor>& projected,
+                     const Selection& selection, LayerState* state) const override {
+    at::Tensor key = rotates_ ? shared.rotated_key : shared.key;
+    if (options_.l2_norm != "none") key = operators::l2_norm(key);
+    const at::ScalarType accumulate = decay_bias_.scalar_type();
+    const at::IntArrayRef per_head = {key.size(0), key.size(1), decay_bias_.size(0)};
+    const at::Tensor log_decay =
+        (at::softplus(projected[0].to(accumulate) + decay_bias_) * -log_a_.exp()).view(per_head);
+    const at::Tensor beta = at::sigmoid(projected[1].to(accumulate)).view(per_head);
+    std::optional<at::Tensor> initial;
+    if (state != nullptr) initial = state->recurrent;
+    auto [output, final_state] =
+        operators::gated_delta_rule(prepare_query(query, options_, rotates_, selection), key, shared.value,
+                                    log_decay, beta, selection.spans, initial, scale_);
+    if (state != nullptr) state->recurrent = final_state;
+    return output;
+  }
+
+ private:
+  MixerOptions options_;
+  bool rotates_;
+  double scale_;
+  at::Tensor decay_weight_, decay_bias_, log_a_, beta_weight_;
+};
+
+void add_parameters(const ModelConfig& config, const std::string& prefix, std::vector<ParameterSpec>& specs) {
+  const int64_t heads = config.value_heads;
+  specs.push_back({prefix + "decay.weight", {heads, config.width}, Initialisation::normal, true, "gated_delta"});
+  specs.push_back({prefix + "decay_bias", {heads}, Initialisation::step_bias, false, "gated_delta"});
+  specs.push_back({prefix + "A_log", {heads}, Initialisation::log_small_decay, false, "gated_delta"});
+  specs.push_back({prefix + "beta.weight", {heads, config.width}, Initialisation::normal, true, "gated_delta"});
+}
+
+}  // namespace
+
+const MixerType gated_delta_mixer = {
+    "gated_delta", schedule::Mode::linear, add_parameters,
+    [](const ModelConfig& config, const std::string& prefix, const Weights& weights) -> std::unique_ptr<Mixer> {
+      return std::make_unique<GatedDelta>(config, prefix, weights);
+    }};
+
+}  // namespace oryx::model

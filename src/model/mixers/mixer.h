@@ -1,0 +1,65 @@
+// What a block asks of a mixer. Attention, ssd and gated_delta are peers: a block owns several and each
+// token's mode says which one answers. A new mixer is one operator, one file here and one line in registry.cc.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "model/config.h"
+#include "model/routing.h"
+#include "model/state.h"
+#include "model/weights.h"
+
+namespace oryx::model {
+
+// What the block computed once for all its mixers, R = batch · time rows.
+struct SharedInput {
+  int64_t position = 0;
+  at::Tensor key;          // [batch, time, kv_heads, head_dim] after convolution and activation, not rotated
+  at::Tensor rotated_key;  // the same rotated; undefined when no mixer of the block reads it
+  at::Tensor value;        // [batch, time, value_heads, value_dim]
+  at::Tensor cosine, sine;  // rotary tables of the piece [time, head_dim / 2]
+};
+
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+
+  // Further projections of the block's input that the mixer needs for every token, e.g. its steps.
+  virtual std::vector<at::Tensor> projections() const { return {}; }
+
+  // Whether forward has anything to do for this selection: outputs, or a state to keep up.
+  bool is_needed(const Selection& selection, const LayerState* state) const {
+    return selection.count > 0 || state != nullptr;
+  }
+
+  // query [selection.count, heads, head_dim], straight from its projection; `projected`: the rows of
+  // projections(), each [R, n]. Takes every token of the piece into `state` (unless null), whatever its mode,
+  // and returns the outputs of the selected tokens [selection.count, output_heads, value_dim].
+  virtual at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
+                             const std::vector<at::Tensor>& projected, const Selection& selection,
+                             LayerState* state) const = 0;
+};
+
+struct MixerType {
+  std::string_view name;
+  schedule::Mode mode;
+  // Appends the parameters that only this mixer reads, beside its query projection.
+  void (*add_parameters)(const ModelConfig& config, const std::string& prefix, std::vector<ParameterSpec>& specs);
+  std::unique_ptr<Mixer> (*make)(const ModelConfig& config, const std::string& prefix, const Weights& weights);
+};
+
+// Throws Error naming the nearest mixer when there is none of this name.
+const MixerType& mixer_type(std::string_view name);
+
+extern const MixerType attention_mixer, ssd_mixer, gated_delta_mixer;
+
+// The query as a mixer reads it: activation, then L2 norm, then rotation (a rotation keeps the L2 norm).
+at::Tensor prepare_query(const at::Tensor& query, const MixerOptions& options, bool rotate,
+                         const Selection& selection);
+
+}  // namespace oryx::model

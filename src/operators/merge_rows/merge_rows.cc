@@ -1,0 +1,59 @@
+#include "operators/merge_rows/merge_rows.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "base/error.h"
+
+namespace oryx::operators {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+at::Tensor merge(at::TensorList parts, at::TensorList rows, int64_t count) {
+  std::vector<int64_t> sizes = parts[0].sizes().vec();
+  sizes[0] = count;
+  at::Tensor merged = at::empty(sizes, parts[0].options());
+  for (size_t i = 0; i < parts.size(); ++i) merged.index_copy_(0, rows[i], parts[i]);
+  return merged;
+}
+
+class MergeRows : public torch::autograd::Function<MergeRows> {
+ public:
+  static at::Tensor forward(AutogradContext* context, at::TensorList parts, variable_list rows, int64_t count) {
+    context->save_for_backward(rows);
+    return merge(parts, rows, count);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list gradients) {
+    const variable_list rows = context->get_saved_variables();
+    variable_list result;
+    for (const at::Tensor& selected : rows) result.push_back(gradients[0].index_select(0, selected));
+    result.resize(rows.size() + rows.size() + 1);  // rows and count have no gradient
+    return result;
+  }
+};
+
+}  // namespace
+
+at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count) {
+  expect(!parts.empty() && parts.size() == rows.size(), "[merge_rows] expected as many rows as parts, got {} and {}",
+         parts.size(), rows.size());
+  int64_t total = 0;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    expect(parts[i].size(0) == rows[i].numel(), "[merge_rows] expected part {} of {} rows, got {}", i,
+           rows[i].numel(), parts[i].size(0));
+    total += parts[i].size(0);
+  }
+  expect(total == count, "[merge_rows] expected {} rows in all, got {}", count, total);
+  return MergeRows::apply(parts, variable_list(rows.begin(), rows.end()), count);
+}
+
+TORCH_LIBRARY_FRAGMENT(oryx, library) {
+  library.def("merge_rows(Tensor[] parts, Tensor[] rows, int count) -> Tensor", &merge_rows);
+}
+
+}  // namespace oryx::operators

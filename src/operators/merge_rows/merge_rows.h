@@ -1,0 +1,15 @@
+// Puts the packed outputs of several mixers back into the order of the tokens.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+namespace oryx::operators {
+
+// y[rows[i][j]] = parts[i][j]; together the rows must name every one of the `count` rows of y exactly once.
+//
+//   parts  packed tensors [n_i, …], one dtype and device, equal trailing sizes
+//   rows   int64 [n_i], on the device of the parts
+// Returns y [count, …]. Differentiable in the parts. Throws Error when the sizes do not add up to count.
+at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count);
+
+}  // namespace oryx::operators
