@@ -1,0 +1,40 @@
+// Matrix products with weights: y = x Wᵀ, alone or several from one input.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <vector>
+
+namespace oryx::operators {
+
+// y = x Wᵀ.
+//
+//   x      [N, in]     float32, float64 or bfloat16
+//   weight [out, in]   dtype of x; or float32 with a bfloat16 x: the weight is a master copy, rounded to
+//   bfloat16
+//                      for the product (and again in backward: nothing is kept), its gradient is float32
+// Returns [N, out], dtype of x. Sums are in the accumulate type (float64 for float64, else float32).
+// Differentiable in x and weight; saves them, nothing else.
+//
+// Up to 16 rows (decoding) run in a kernel of our own that reads the weight once at memory speed; there a
+// row's result is bitwise the same for any number of rows, threads and any companions in projections(). More
+// rows run in the matrix product of LibTorch. Throws Error on other shapes or dtypes.
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
+
+// y_i = x[rows_i] W_iᵀ for several weights over one input, as one node of the autograd graph: backward sums
+// the gradient of x over all of them in one buffer (for bfloat16 in float32, rounded once).
+//
+//   weights  [out_i, in] each, as in linear()
+//   rows     one per weight: nothing (all rows) or int64 indices [n_i] into x on its device, in any order,
+//            repeats allowed, none allowed
+// Returns y_i [N or n_i, out_i].
+std::vector<at::Tensor> projections(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                    const std::vector<std::optional<at::Tensor>>& rows);
+
+// The same in composed ATen operations: the definitions, for any device and dtype.
+at::Tensor linear_reference(const at::Tensor& x, const at::Tensor& weight);
+std::vector<at::Tensor> projections_reference(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                              const std::vector<std::optional<at::Tensor>>& rows);
+
+}  // namespace oryx::operators
