@@ -52,6 +52,11 @@ MODELS = {
                                              "gated_delta.query_activation": "none"},
     "transformer, grouped, gate and norm": dict(TRANSFORMER, width=64, heads=4, kv_heads=2, gate=True,
                                                 norm="full", short_conv=True),
+    "mamba-2": dict(SIZES, mixers=["ssd"], heads=1, head_dim=32, value_heads=6, value_dim=16),
+    "gated deltanet": dict(SIZES, mixers=["gated_delta"], heads=3, head_dim=16, value_dim=24),
+    "gated deltanet, values grouped": dict(SIZES, mixers=["gated_delta"], heads=2, value_heads=4, value_dim=8),
+    "inter-layer hybrid": dict(TM, layers=3, hybrid="inter_layer", layer_pattern=["ssd", "attention"]),
+    "intra-layer hybrid": dict(TG, hybrid="intra_layer"),
 }
 BATCH, LENGTH = 3, 151
 LOGITS_TOLERANCE = 1e-10   # of the largest |logit|
@@ -125,8 +130,10 @@ class Logits(Case):
         def check(index, name, values):
             key = f"model{index}"
             directory, model = self.make_model(key, values, seed=index)
-            single = "linear" not in modes_of(values)
-            schedule = "attention" if single else schedules.draw(index, LENGTH, switches=1 + index % 4)
+            if len(values["mixers"]) == 2:
+                schedule = schedules.draw(index, LENGTH, switches=1 + index % 4)
+            else:
+                schedule = "attention" if values["mixers"] == ["attention"] else "linear"
             tokens = self.make_tokens(index, dtype=torch.int32 if index % 2 else torch.int64)
             expected = model.forward(tokens, schedules.attention_mode(schedule, LENGTH))
             self.check_logits(f"float64 whole: {name} {schedule}",
@@ -246,7 +253,7 @@ class Training(Case):
     def write_shards(self, tokens):
         """Two shards of one directory: the data is their concatenation, sequences cross the border."""
         directory = self.folder / "data"
-        directory.mkdir()
+        directory.mkdir(exist_ok=True)
         border = 123
         for name, part in (("00000.safetensors", tokens[:border]), ("00001.safetensors", tokens[border:])):
             save_file({"tokens": part.to(torch.uint16)}, directory / name,
@@ -255,14 +262,14 @@ class Training(Case):
 
     def check(self, name, values, schedule_text, attention_mode, micro_batch, seed, steps=5):
         config = reference.resolve(values)
-        start_directory, model = self.make_model("start", values, seed)
+        start_directory, model = self.make_model(f"start{seed}", values, seed)
         generator = torch.Generator().manual_seed(seed)
         # Eleven sequences and a tail too short for a twelfth; five batches of four start over in the third.
         data = torch.randint(257, (self.LENGTH * self.SEQUENCES + 20,), generator=generator)
         shards = self.write_shards(data)
         recipe = training.Recipe(steps=steps, batch=4, sequence_length=self.LENGTH, learning_rate=4e-3,
                                  minimum_learning_rate=1e-4, warmup_fraction=0.5, clip=0.7)
-        run = self.folder / "run"
+        run = self.folder / f"run{seed}"
         file = self.folder / "recipe.toml"
         model_lines = "\n".join(f"{key} = {toml(value)}" for key, value in values.items())
         file.write_text(f"""[model]
@@ -338,9 +345,11 @@ device = "cpu"
         self.check("transformer", TRANSFORMER, 'fixed = "attention"',
                    torch.ones(self.LENGTH, dtype=torch.bool), micro_batch=4, seed=65)
 
-
-def modes_of(values):
-    return {"attention" if mixer == "attention" else "linear" for mixer in values["mixers"]}
+    def test_linear_baselines(self):
+        for seed, name in ((66, "mamba-2"), (67, "gated deltanet, values grouped")):
+            with self.subTest(name):
+                self.check(name, MODELS[name], 'fixed = "linear"', torch.zeros(self.LENGTH, dtype=torch.bool),
+                           micro_batch=4, seed=seed)
 
 
 def toml(value):
@@ -358,6 +367,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--oryx", required=True, type=pathlib.Path)
     arguments, rest = parser.parse_known_args()
+    torch.set_num_threads(1)  # the cases run side by side
     oryx_binary = arguments.oryx.resolve()
     if not os.access(oryx_binary, os.X_OK):
         sys.exit(f"golden_test: no program {oryx_binary}: build the target oryx first")

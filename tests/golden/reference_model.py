@@ -22,7 +22,7 @@ NORM_EPSILON = 1e-5
 L2_EPSILON = 1e-6
 ROPE_BASE = 10_000.0
 
-# The defaults of the [model] options, by the set of mixers; attention alone is the Transformer++.
+# The defaults of the [model] options, by the set of mixers; alone, each is the baseline of its name.
 DEFAULTS = {
     ("attention", "ssd"): dict(gate=True, short_conv=True, conv_activation="none", query_activation="none",
                                norm="full", norm_order="after_gate", rope="all", l2_norm="none"),
@@ -32,6 +32,11 @@ DEFAULTS = {
                                                                   "gated_delta": "query_key"}),
     ("attention",): dict(gate=False, short_conv=False, conv_activation="none", query_activation="none",
                          norm="none", norm_order="after_gate", rope="all", l2_norm="none"),
+    ("ssd",): dict(gate=True, short_conv=True, query_conv=True, conv_bias=True, conv_activation="silu",
+                   query_activation="none", norm="full", norm_order="after_gate", rope="none", l2_norm="none"),
+    ("gated_delta",): dict(gate=True, short_conv=True, query_conv=True, conv_activation="silu",
+                           query_activation="none", norm="per_head", norm_order="before_gate", rope="none",
+                           l2_norm="query_key"),
 }
 
 
@@ -40,8 +45,10 @@ class Config:
     layers: int
     width: int
     heads: int
-    head_dim: int
-    kv_heads: int
+    head_dim: int     # of queries and keys
+    kv_heads: int     # key heads
+    value_heads: int  # value heads; a linear mixer has one state for each
+    value_dim: int
     mlp_width: int
     vocabulary: int
     mixers: tuple
@@ -52,6 +59,11 @@ class Config:
     norm_order: str       # after_gate: norm(O * G) | before_gate: norm(O) * G
     rope: str             # all | attention | none
     shared_query: bool
+    query_conv: bool = False  # queries pass through a convolution of their own as well
+    conv_bias: bool = False
+    hybrid: str = "none"      # inter_layer: layer n has the one mixer layer_pattern[n mod size];
+                              # intra_layer: every mixer serves every token, their normed outputs are averaged
+    layer_pattern: tuple = ()
     query_activation: dict = field(default_factory=dict)  # mixer -> none | silu
     l2_norm: dict = field(default_factory=dict)           # mixer -> none | key | query_key
 
@@ -65,47 +77,67 @@ def resolve(values):
         default = options.pop(name)
         per_mixer[name] = {m: values.get(f"{m}.{name}", default[m] if isinstance(default, dict) else default)
                            for m in mixers}
+    options.setdefault("query_conv", False)
+    options.setdefault("conv_bias", False)
+    options.update(shared_query=False, hybrid="none", layer_pattern=())
     for name in options:
         options[name] = values.get(name, options[name])
     sizes = {name: values[name] for name in ("layers", "width", "heads", "mlp_width", "vocabulary")}
-    head_dim = values.get("head_dim", values["width"] // values["heads"])
-    return Config(mixers=mixers, head_dim=head_dim, kv_heads=values.get("kv_heads", values["heads"]),
-                  shared_query=values.get("shared_query", False), **sizes, **options, **per_mixer)
+    sizes["head_dim"] = values.get("head_dim") or values["width"] // values["heads"]
+    sizes["kv_heads"] = values.get("kv_heads") or values["heads"]
+    sizes["value_heads"] = values.get("value_heads") or sizes["kv_heads"]
+    sizes["value_dim"] = values.get("value_dim") or sizes["head_dim"]
+    return Config(mixers=mixers, **sizes, **options, **per_mixer)
+
+
+def output_heads(c):
+    """Either several queries read one state, or one query reads several states."""
+    return max(c.heads, c.value_heads)
+
+
+def mixers_of(c, layer):
+    return (c.layer_pattern[layer % len(c.layer_pattern)],) if c.hybrid == "inter_layer" else c.mixers
 
 
 def parameter_shapes(c):
     """Name -> shape of every tensor of a model, in the order of the forward pass."""
-    inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    inner = output_heads(c) * c.value_dim
+    channels = {"key": c.kv_heads * c.head_dim, "value": c.value_heads * c.value_dim, "query": c.heads * c.head_dim}
+    norm = (inner if c.norm == "full" else c.value_dim,)
     shapes = {"embedding.weight": (c.vocabulary, c.width)}
     for n in range(c.layers):
         layer = f"layers.{n}."
         mixer = layer + "mixer."
         shapes[layer + "mixer_norm.weight"] = (c.width,)
-        shapes[mixer + "key.weight"] = (kv, c.width)
-        shapes[mixer + "value.weight"] = (kv, c.width)
+        shapes[mixer + "key.weight"] = (channels["key"], c.width)
+        shapes[mixer + "value.weight"] = (channels["value"], c.width)
         if c.gate:
             shapes[mixer + "gate.weight"] = (inner, c.width)
         shapes[mixer + "output.weight"] = (c.width, inner)
         if c.short_conv:
-            shapes[mixer + "key_conv.weight"] = (kv, 4)
-            shapes[mixer + "value_conv.weight"] = (kv, 4)
-        if c.norm != "none":
-            shapes[mixer + "norm.weight"] = (inner if c.norm == "full" else c.head_dim,)
+            for which in ("key", "value", "query") if c.query_conv else ("key", "value"):
+                shapes[f"{mixer}{which}_conv.weight"] = (channels[which], 4)
+                if c.conv_bias:
+                    shapes[f"{mixer}{which}_conv.bias"] = (channels[which],)
+        if c.norm != "none" and c.hybrid != "intra_layer":
+            shapes[mixer + "norm.weight"] = norm
         if c.shared_query:
-            shapes[mixer + "query.weight"] = (inner, c.width)
-        for m in c.mixers:
+            shapes[mixer + "query.weight"] = (channels["query"], c.width)
+        for m in mixers_of(c, n):
             if not c.shared_query:
-                shapes[f"{mixer}{m}.query.weight"] = (inner, c.width)
+                shapes[f"{mixer}{m}.query.weight"] = (channels["query"], c.width)
+            if c.norm != "none" and c.hybrid == "intra_layer":
+                shapes[f"{mixer}{m}.norm.weight"] = norm
             if m == "ssd":
-                shapes[mixer + "ssd.step.weight"] = (c.kv_heads, c.width)
-                shapes[mixer + "ssd.step_bias"] = (c.kv_heads,)
-                shapes[mixer + "ssd.A_log"] = (c.kv_heads,)
-                shapes[mixer + "ssd.D"] = (c.heads,)
+                shapes[mixer + "ssd.step.weight"] = (c.value_heads, c.width)
+                shapes[mixer + "ssd.step_bias"] = (c.value_heads,)
+                shapes[mixer + "ssd.A_log"] = (c.value_heads,)
+                shapes[mixer + "ssd.D"] = (output_heads(c),)
             if m == "gated_delta":
-                shapes[mixer + "gated_delta.decay.weight"] = (c.kv_heads, c.width)
-                shapes[mixer + "gated_delta.decay_bias"] = (c.kv_heads,)
-                shapes[mixer + "gated_delta.A_log"] = (c.kv_heads,)
-                shapes[mixer + "gated_delta.beta.weight"] = (c.kv_heads, c.width)
+                shapes[mixer + "gated_delta.decay.weight"] = (c.value_heads, c.width)
+                shapes[mixer + "gated_delta.decay_bias"] = (c.value_heads,)
+                shapes[mixer + "gated_delta.A_log"] = (c.value_heads,)
+                shapes[mixer + "gated_delta.beta.weight"] = (c.value_heads, c.width)
         shapes[layer + "mlp_norm.weight"] = (c.width,)
         shapes[layer + "mlp.gate.weight"] = (c.mlp_width, c.width)
         shapes[layer + "mlp.up.weight"] = (c.mlp_width, c.width)
@@ -128,7 +160,7 @@ def random_weights(config, seed, dtype=torch.float64):
         elif name.endswith(("step_bias", "decay_bias")):
             step = uniform(shape, math.log(1e-3), math.log(1e-1)).exp()
             value = step + torch.log(-torch.expm1(-step))  # the inverse of softplus
-        elif name.endswith("_conv.weight"):
+        elif "_conv." in name:
             value = uniform(shape, -0.5, 0.5)
         elif name.endswith(".D") or len(shape) == 1:
             value = 1 + 0.2 * normal(shape)
@@ -268,7 +300,7 @@ class Model:
         x = self.weights["embedding.weight"].to(self.dtype)[tokens]
         for n in range(self.config.layers):
             layer = f"layers.{n}."
-            x = x + self._block(self._norm(x, layer + "mixer_norm.weight"), layer + "mixer.", attention_mode)
+            x = x + self._block(self._norm(x, layer + "mixer_norm.weight"), n, attention_mode)
             x = x + self._mlp(self._norm(x, layer + "mlp_norm.weight"), layer + "mlp.")
         return self._norm(x, "final_norm.weight") @ self.weights["embedding.weight"].to(self.dtype).T
 
@@ -286,44 +318,56 @@ class Model:
         up = self._project(x, name + "up.weight").to(self.accumulate)
         return self._project((gate * up).to(self.dtype), name + "down.weight")
 
-    def _block(self, x, name, attention_mode):
+    def _block(self, x, layer, attention_mode):
         c = self.config
-        key, value = (self._key_or_value(x, name + which) for which in ("key", "value"))
-        output = None
-        for mixer in c.mixers:
-            o = self._mix(x, key, value, name, mixer)
-            if output is None:
-                output = o
-            else:  # the mixers are [attention, a linear one]
-                output = torch.where(attention_mode[..., None, None], output, o)
-        output = output.to(self.dtype).to(self.accumulate)
-        shape = output.shape
-        flat = output.flatten(2)
-        gate = 1
+        name = f"layers.{layer}.mixer."
+        key = self._convolved(self._project(x, name + "key.weight"), name + "key_conv.")
+        value = self._convolved(self._project(x, name + "value.weight"), name + "value_conv.")
+        key = key.unflatten(-1, (c.kv_heads, c.head_dim))
+        value = value.unflatten(-1, (c.value_heads, c.value_dim))
+        gate = None
         if c.gate:
             gate = F.silu(self._project(x, name + "gate.weight").to(self.accumulate))
-        if c.norm_order == "after_gate":
-            flat = flat * gate
-        if c.norm == "full":
-            flat = rms_norm(flat, self._wide(name + "norm.weight"))
-        elif c.norm == "per_head":
-            flat = rms_norm(flat.view(shape), self._wide(name + "norm.weight")).flatten(2)
-        if c.norm_order == "before_gate":
-            flat = flat * gate
-        return self._project(flat.to(self.dtype), name + "output.weight")
+        outputs = {m: self._mix(x, key, value, name, m) for m in mixers_of(c, layer)}
+        if c.hybrid == "intra_layer":
+            normed = [self._gated_norm(o, gate, f"{name}{m}.norm.weight") for m, o in outputs.items()]
+            output = sum(normed) / len(normed)
+        else:
+            output, *linear = outputs.values()
+            if linear:  # the mixers are [attention, a linear one]
+                output = torch.where(attention_mode[..., None, None], output, linear[0])
+            output = self._gated_norm(output, gate, name + "norm.weight")
+        return self._project(output.to(self.dtype), name + "output.weight")
 
-    def _key_or_value(self, x, name):
-        x = self._project(x, name + ".weight").to(self.accumulate)
-        if self.config.short_conv:
-            x = short_conv(x, self._wide(name + "_conv.weight"))
-        if self.config.conv_activation == "silu":
-            x = F.silu(x)
-        return x.unflatten(-1, (self.config.kv_heads, self.config.head_dim))
+    def _gated_norm(self, output, gate, name):
+        """output [B, T, heads, D] -> [B, T, heads * D]; gate is SiLU'd already, or None."""
+        c = self.config
+        heads = output.shape[2:]
+        output = output.to(self.dtype).to(self.accumulate).flatten(2)
+        if gate is not None and c.norm_order == "after_gate":
+            output = output * gate
+        if c.norm == "full":
+            output = rms_norm(output, self._wide(name))
+        elif c.norm == "per_head":
+            output = rms_norm(output.unflatten(-1, heads), self._wide(name)).flatten(2)
+        if gate is not None and c.norm_order == "before_gate":
+            output = output * gate
+        return output.to(self.dtype).to(self.accumulate)
+
+    def _convolved(self, x, name):
+        c = self.config
+        x = x.to(self.accumulate)
+        if c.short_conv:
+            x = short_conv(x, self._wide(name + "weight"))
+            if c.conv_bias:
+                x = x + self._wide(name + "bias")
+        return F.silu(x) if c.conv_activation == "silu" else x
 
     def _mix(self, x, key, value, name, mixer):
         c = self.config
         query = self._project(x, f"{name}query.weight" if c.shared_query else f"{name}{mixer}.query.weight")
-        query = query.to(self.accumulate).unflatten(-1, (c.heads, c.head_dim))
+        query = self._convolved(query, name + "query_conv.") if c.query_conv else query.to(self.accumulate)
+        query = query.unflatten(-1, (c.heads, c.head_dim))
         if c.query_activation[mixer] == "silu":
             query = F.silu(query)
         if c.l2_norm[mixer] == "query_key":
@@ -339,7 +383,7 @@ class Model:
             step = self._project(x, name + "ssd.step.weight").to(self.accumulate)
             step = F.softplus(step + self._wide(name + "ssd.step_bias"))
             output, state = ssd(query, key, value, -self._wide(name + "ssd.A_log").exp() * step, step)
-            output = output + self._wide(name + "ssd.D")[:, None] * spread(value, c.heads)
+            output = output + self._wide(name + "ssd.D")[:, None] * spread(value, output_heads(c))
         else:
             decay = self._project(x, name + "gated_delta.decay.weight").to(self.accumulate)
             decay = F.softplus(decay + self._wide(name + "gated_delta.decay_bias"))

@@ -88,8 +88,8 @@ class Operators(unittest.TestCase):
 
 class WholeModel(unittest.TestCase):
     def model(self, mixers, **options):
-        values = dict(layers=2, width=32, heads=2, head_dim=16, mlp_width=48, vocabulary=64, mixers=mixers,
-                      **options)
+        values = dict(layers=2, width=32, heads=2, head_dim=16, mlp_width=48, vocabulary=64, mixers=mixers)
+        values.update(options)
         config = reference.resolve(values)
         return reference.Model(config, reference.random_weights(config, seed=3))
 
@@ -105,8 +105,10 @@ class WholeModel(unittest.TestCase):
             self.assertGreater((before[:, 20:] - after[:, 20:]).abs().max(), 1e-2)
 
     def test_every_tensor_of_the_model_matters(self):
-        for mixers in (["attention", "ssd"], ["attention", "gated_delta"], ["attention"]):
-            model = self.model(mixers)
+        for mixers, options in ((["attention", "ssd"], {}), (["attention", "gated_delta"], {}), (["attention"], {}),
+                                (["ssd"], dict(heads=1, value_heads=3)), (["gated_delta"], dict(value_dim=24)),
+                                (["attention", "ssd"], dict(hybrid="intra_layer"))):
+            model = self.model(mixers, **options)
             weights = {name: w.requires_grad_() for name, w in model.weights.items()}
             modes = torch.arange(40) % 3 == 0
             logits = model.forward(torch.randint(64, (2, 40)), modes)
