@@ -33,7 +33,9 @@ endfunction()
 # run time (operators/cpu/isa.h).
 function(oryx_cpu_kernels room)
   foreach(isa avx2 avx512)
-    set(library oryx_${room}_${isa})
+    # Called once per operator: its folder tells the libraries apart.
+    get_filename_component(folder ${CMAKE_CURRENT_SOURCE_DIR} NAME)
+    set(library oryx_${room}_${folder}_${isa})
     add_library(${library} OBJECT ${ARGN})
     target_link_libraries(${library} PRIVATE oryx_options oryx::torch)
     string(TOUPPER ${isa} capability)
