@@ -2,9 +2,12 @@
 #include <cstdio>
 #include <exception>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "base/error.h"
-#include "base/nearest.h"
+#include "base/memory.h"
+#include "base/nearest_name.h"
 #include "cli/commands.h"
 #include "cli/options.h"
 
@@ -23,7 +26,7 @@ int report_unknown_command(const CLI::App& app, const std::string& name) {
     names.push_back(command->get_name());
   }
   std::fprintf(stderr, "oryx: unknown command '%s', did you mean '%s'?\n", name.c_str(),
-               nearest(name, names).c_str());
+               nearest_name(name, names).c_str());
   return 2;
 }
 
@@ -57,6 +60,7 @@ int run(int argc, char** argv) {
 }  // namespace oryx::cli
 
 int main(int argc, char** argv) {
+  oryx::tune_allocator();
   try {
     return oryx::cli::run(argc, argv);
   } catch (const oryx::cli::Interrupted&) {

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/ranges.h>
+
 #include "base/error.h"
 #include "model/mixers/mixer.h"
 
@@ -46,10 +48,13 @@ ModelConfig ModelConfig::with_mixers(std::vector<std::string> mixers) {
   return config;
 }
 
-ModelConfig ModelConfig::read(const config::Value& table, std::string_view where) {
-  // The mixers decide the defaults of everything else.
-  ModelConfig config = with_mixers(config::required_strings(table, "mixers", where));
-  config::read_fields(config, table, where);
+ModelConfig ModelConfig::read(const Table& table, std::string_view section) {
+  // The mixers decide the defaults of everything else; what is wrong with them is for read_fields to say.
+  std::vector<std::string> mixers;
+  if (const Value* value = table.find("mixers")) fields::assign(*value, mixers);
+  ModelConfig config = with_mixers(mixers);
+  read_fields(config, table, section);
+  const std::string where = section.empty() ? "model config" + table.origin.in() : fmt::format("[{}]", section);
   if (config.head_dim == 0 && config.heads > 0) {
     expect(config.width % config.heads == 0, "{}: width {} is no multiple of heads {}: give head_dim", where,
            config.width, config.heads);
@@ -77,8 +82,6 @@ void ModelConfig::validate(std::string_view where) const {
   expect(rope_base > 0, "{}: expected rope_base above 0, got {}", where, rope_base);
   expect(norm_eps > 0, "{}: expected norm_eps above 0, got {}", where, norm_eps);
   expect(format_version == 1, "{}: format_version {} is not known: this program reads 1", where, format_version);
-  expect(tokenizer == "bytes" || tokenizer == "tokenizer.json",
-         "{}: expected tokenizer \"bytes\" or \"tokenizer.json\", got \"{}\"", where, tokenizer);
 
   expect(!mixers.empty() && mixers.size() <= 2, "{}: expected one or two mixers, got {}", where, mixers.size());
   for (const std::string& name : mixers) mixer_type(name);

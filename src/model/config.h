@@ -59,10 +59,11 @@ struct ModelConfig {
   // for attention with gated_delta, the published baseline for a single mixer.
   static ModelConfig with_mixers(std::vector<std::string> mixers);
 
-  // Reads the [model] section or config.json (`where` names it in errors), fills the sizes left out and
-  // validates. Throws Error naming the key, the value and what was expected.
-  static ModelConfig read(const config::Value& table, std::string_view where);
+  // Reads the [model] section of a recipe (section "model") or config.json (section ""), fills the sizes left
+  // out and validates. Throws Error naming the key, the value and what was expected.
+  static ModelConfig read(const Table& table, std::string_view section);
 
+  // `where` begins the message of an Error.
   void validate(std::string_view where) const;
 
   template <class Visitor>
@@ -79,16 +80,16 @@ struct ModelConfig {
 
 template <class Visitor>
 void ModelConfig::visit_fields(Visitor& visitor) {
-  visitor("layers", layers, "number of layers");
-  visitor("width", width, "width of the residual stream");
-  visitor("heads", heads, "query heads");
+  visitor.required("layers", layers, "number of layers");
+  visitor.required("width", width, "width of the residual stream");
+  visitor.required("heads", heads, "query heads");
   visitor("head_dim", head_dim, "dimension of a query or key head (0: width / heads)");
   visitor("kv_heads", kv_heads, "key heads (0: as many as query heads)");
   visitor("value_heads", value_heads, "value heads (0: as many as key heads)");
   visitor("value_dim", value_dim, "dimension of a value head (0: head_dim)");
-  visitor("mlp_width", mlp_width, "inner width of the SwiGLU MLP");
-  visitor("vocabulary", vocabulary, "rows of the embedding, padding included");
-  visitor("mixers", mixers, "mixers of a block: attention, ssd, gated_delta");
+  visitor.required("mlp_width", mlp_width, "inner width of the SwiGLU MLP");
+  visitor.required("vocabulary", vocabulary, "rows of the embedding, padding included");
+  visitor.required("mixers", mixers, "mixers of a block: attention, ssd, gated_delta");
   visitor("gate", gate, "multiply the mixer's output by SiLU(X W_G)");
   visitor("short_conv", short_conv, "depthwise causal convolution of keys and values");
   visitor("query_conv", query_conv, "the same convolution on queries (baselines)");

@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <fmt/ranges.h>
+
 #include "base/error.h"
 #include "operators/rotary/rotary.h"
 

@@ -8,9 +8,11 @@
 #include <fstream>
 #include <set>
 
+#include <fmt/ranges.h>
+
 #include "base/error.h"
 #include "base/random.h"
-#include "formats/files.h"
+#include "formats/file.h"
 #include "formats/json.h"
 #include "formats/safetensors.h"
 #include "model/block.h"
@@ -102,7 +104,7 @@ ModelConfig load_config(const std::filesystem::path& directory) {
   expect(std::filesystem::is_directory(directory), "{} is not a model directory", directory.string());
   const std::filesystem::path file = directory / "config.json";
   expect(std::filesystem::exists(file), "{} has no config.json", directory.string());
-  return ModelConfig::read(formats::read_json(file), file.string());
+  return ModelConfig::read(formats::read_json(file.string()), "");
 }
 
 Weights load_weights(const std::filesystem::path& directory, const ModelConfig& config, at::ScalarType dtype) {
@@ -139,7 +141,7 @@ void save_model(const std::filesystem::path& directory, const ModelConfig& confi
     std::filesystem::copy_file(tokenizer_file, directory / "tokenizer.json",
                                std::filesystem::copy_options::overwrite_existing);
   }
-  formats::write_file_atomic(directory / "config.json", config::to_json(config));
+  formats::write_file_atomic(directory / "config.json", formats::to_json(field_table(config), 2) + "\n");
   formats::write_safetensors(directory / "model.safetensors", tensors);
 }
 

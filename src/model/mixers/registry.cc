@@ -3,7 +3,7 @@
 #include <array>
 
 #include "base/error.h"
-#include "base/nearest.h"
+#include "base/nearest_name.h"
 #include "model/mixers/mixer.h"
 #include "operators/l2_norm/l2_norm.h"
 #include "operators/rotary/rotary.h"
@@ -20,7 +20,7 @@ const MixerType& mixer_type(std::string_view name) {
     if (type->name == name) return *type;
     names.emplace_back(type->name);
   }
-  fail("unknown mixer '{}', did you mean '{}'?", name, nearest(name, names));
+  fail("unknown mixer '{}', did you mean '{}'?", name, nearest_name(name, names));
 }
 
 at::Tensor prepare_query(const at::Tensor& query, const MixerOptions& options, bool rotate,
