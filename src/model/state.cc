@@ -147,7 +147,7 @@ void JointState::save(const std::filesystem::path& file, const ModelConfig& conf
   JointState copy = *this;  // shares the tensors
   for (int64_t n = 0; n < config.layers; ++n) {
     for (const Named& entry : named_tensors(config, n, copy.layers_[n])) {
-      tensors.emplace_back(entry.name, filled(*entry.tensor, entry.is_cache, position_).cpu().contiguous());
+      tensors.emplace_back(entry.name, filled(*entry.tensor, entry.is_cache, position_));
     }
   }
   at::Tensor modes = at::empty({batch_, position_}, at::kByte);
@@ -158,12 +158,12 @@ void JointState::save(const std::filesystem::path& file, const ModelConfig& conf
   }
   tensors.emplace_back("position", at::tensor({position_}, at::kLong));
   tensors.emplace_back("modes", modes);
-  formats::write_safetensors(file, tensors);
+  formats::write_safetensors(file.string(), tensors);
 }
 
 JointState JointState::load(const std::filesystem::path& file, const ModelConfig& config, at::ScalarType dtype,
                             at::Device device) {
-  const formats::SafetensorsFile stored(file);
+  const formats::SafetensorsFile stored(file.string());
   const std::string where = file.string();
   const at::Tensor position = stored.tensor("position"), modes = stored.tensor("modes");
   expect(position.scalar_type() == at::kLong && position.numel() == 1, "{}: expected position [1] int64", where);

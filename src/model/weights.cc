@@ -108,7 +108,7 @@ ModelConfig load_config(const std::filesystem::path& directory) {
 }
 
 Weights load_weights(const std::filesystem::path& directory, const ModelConfig& config, at::ScalarType dtype) {
-  const formats::TensorFiles files = formats::TensorFiles::open(directory);
+  const formats::TensorFiles files = formats::TensorFiles::open(directory.string());
   const std::vector<ParameterSpec> specs = parameter_specs(config);
   std::set<std::string_view> expected;
   for (const ParameterSpec& spec : specs) expected.insert(spec.name);
@@ -134,15 +134,13 @@ Weights load_weights(const std::filesystem::path& directory, const ModelConfig& 
 void save_model(const std::filesystem::path& directory, const ModelConfig& config, const Weights& weights,
                 const std::filesystem::path& tokenizer_file) {
   formats::NamedTensors tensors;
-  for (const auto& [name, tensor] : weights.entries()) {
-    tensors.emplace_back(name, tensor.detach().cpu().contiguous());
-  }
+  for (const auto& [name, tensor] : weights.entries()) tensors.emplace_back(name, tensor.detach());
   if (!tokenizer_file.empty()) {
     std::filesystem::copy_file(tokenizer_file, directory / "tokenizer.json",
                                std::filesystem::copy_options::overwrite_existing);
   }
-  formats::write_file_atomic(directory / "config.json", formats::to_json(field_table(config), 2) + "\n");
-  formats::write_safetensors(directory / "model.safetensors", tensors);
+  formats::write_file_atomic((directory / "config.json").string(), formats::to_json(field_table(config), 2) + "\n");
+  formats::write_tensor_files(directory.string(), tensors);
 }
 
 }  // namespace oryx::model

@@ -58,7 +58,7 @@ class Weights {
 // Fresh parameters; each depends on the seed and its own name only.
 Weights initial_weights(const ModelConfig& config, uint64_t seed, at::ScalarType dtype);
 
-// A model directory (interface: config.json, model.safetensors or shards, tokenizer.json).
+// A model directory: config.json, model.safetensors or its shards, tokenizer.json.
 ModelConfig load_config(const std::filesystem::path& directory);
 // Every parameter of `config`, converted to `dtype` (matrices) and to float32 or float64 (the others).
 // Throws Error naming tensors that are missing, unexpected, or of another shape.
