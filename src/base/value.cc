@@ -31,6 +31,15 @@ void Table::set(std::string key, Value value) {
 
 bool Table::empty() const { return entries.empty(); }
 
+Value::Value() = default;
+Value::Value(Data data_value, Origin origin_value)
+    : data(std::move(data_value)), origin(std::move(origin_value)) {}
+Value::Value(const Value&) = default;
+Value::Value(Value&&) noexcept = default;
+Value& Value::operator=(const Value&) = default;
+Value& Value::operator=(Value&&) noexcept = default;
+Value::~Value() = default;
+
 std::string float_text(double number) {
   if (std::isnan(number)) return "nan";
   if (std::isinf(number)) return number < 0 ? "-inf" : "inf";

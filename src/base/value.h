@@ -35,8 +35,19 @@ struct Table {
 };
 
 struct Value {
-  std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Table> data;
+  using Data = std::variant<std::nullptr_t, bool, int64_t, double, std::string, Array, Table>;
+
+  Data data;
   Origin origin;
+
+  // Out of line: a tree's destructor inlined everywhere is large, and GCC 12 warns of it without reason.
+  Value();
+  Value(Data data, Origin origin = {});
+  Value(const Value&);
+  Value(Value&&) noexcept;
+  Value& operator=(const Value&);
+  Value& operator=(Value&&) noexcept;
+  ~Value();
 
   template <class T>
   const T* as() const {

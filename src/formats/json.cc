@@ -44,7 +44,8 @@ class TreeBuilder : public nlohmann::json_sax<Json> {
     std::string_view what = error.what();
     if (const size_t mark = what.find("syntax error"); mark != std::string_view::npos)
       what.remove_prefix(mark);
-    fail("{}: malformed JSON at byte {}: {}", *origin_.source, position, what);
+    constexpr size_t kLongest = 160;  // it quotes what was read
+    fail("{}: malformed JSON at byte {}: {}", *origin_.source, position, what.substr(0, kLongest));
   }
 
   Value take() { return std::move(root_); }
