@@ -1,0 +1,120 @@
+#include "operators/short_conv/short_conv.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "base/error.h"
+#include "base/shapes.h"
+#include "operators/activations.h"
+#include "operators/short_conv/short_conv_cpu.h"
+
+namespace oryx::operators {
+
+namespace {
+using Optional = std::optional<at::Tensor>;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+ShortConvInput describe(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
+                        const Optional& tail, bool silu) {
+  return {.dtype = x.scalar_type(),
+          .silu = silu,
+          .batch = x.size(0),
+          .time = x.size(1),
+          .channels = x.size(2),
+          .width = weight.size(1),
+          .x = x.const_data_ptr(),
+          .x_batch_stride = x.stride(0),
+          .x_time_stride = x.stride(1),
+          .weight = weight.const_data_ptr(),
+          .bias = bias ? bias->const_data_ptr() : nullptr,
+          .tail = tail ? tail->const_data_ptr() : nullptr};
+}
+
+variable_list forward_kernel(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
+                             const Optional& tail, bool silu) {
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  at::Tensor new_tail = at::empty({x.size(0), weight.size(1) - 1, x.size(2)}, x.options());
+  cpu::short_conv_forward(
+      {describe(x, weight, bias, tail, silu), y.mutable_data_ptr(), new_tail.mutable_data_ptr()});
+  return {y, new_tail};
+}
+
+class ShortConv : public torch::autograd::Function<ShortConv> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
+                               const Optional& bias, const Optional& tail, bool silu) {
+    context->save_for_backward({x, weight, bias.value_or(at::Tensor()), tail.value_or(at::Tensor())});
+    context->saved_data["silu"] = silu;
+    context->set_materialize_grads(false);
+    return forward_kernel(x, weight, bias, tail, silu);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1];
+    const Optional bias = saved[2].defined() ? Optional(saved[2]) : std::nullopt;
+    const Optional tail = saved[3].defined() ? Optional(saved[3]) : std::nullopt;
+    const int64_t batch = x.size(0), time = x.size(1), channels = x.size(2), width = weight.size(1);
+    const int64_t blocks = batch * ((time + short_conv_block - 1) / short_conv_block);
+
+    const at::Tensor dy = grads[0].defined() ? grads[0].contiguous() : at::zeros(x.sizes(), x.options());
+    const at::Tensor dnew_tail = grads[1].defined() ? grads[1].contiguous() : at::Tensor();
+    at::Tensor dx = at::empty(x.sizes(), x.options()),
+               sums = at::empty({width + 1, channels}, weight.options());
+    at::Tensor dtail = tail ? at::empty_like(*tail) : at::Tensor();
+    if (time == 0) {  // the new tail is the tail
+      if (tail && dnew_tail.defined()) dtail.copy_(dnew_tail);
+      if (tail && !dnew_tail.defined()) dtail.zero_();
+      sums.zero_();
+    } else {
+      at::Tensor partials = at::empty({blocks, width + 1, channels}, weight.options());
+      cpu::short_conv_backward(
+          {describe(x, weight, bias, tail, context->saved_data["silu"].toBool()), dy.const_data_ptr(),
+           dnew_tail.defined() ? dnew_tail.const_data_ptr() : nullptr, dx.mutable_data_ptr(),
+           tail ? dtail.mutable_data_ptr() : nullptr, partials.mutable_data_ptr(), sums.mutable_data_ptr()});
+    }
+    return {
+        dx, sums.slice(0, 0, width).t().contiguous(), bias ? sums.select(0, width) : at::Tensor(), dtail, {}};
+  }
+};
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Tensor& weight,
+                                              const Optional& bias, const Optional& tail,
+                                              std::string_view activation) {
+  expect_dimensions("short_conv", "x", x, 3);
+  expect_activations("short_conv", "x", x);
+  expect_shape("short_conv", "weight", weight, {x.size(2), -1});
+  expect(weight.size(1) >= 1, "[short_conv] expected weight [channels, W] with W >= 1, got W = 0");
+  if (bias) expect_shape("short_conv", "bias", *bias, {x.size(2)});
+  if (tail) {
+    expect_shape("short_conv", "tail", *tail, {x.size(0), weight.size(1) - 1, x.size(2)});
+    expect(tail->scalar_type() == x.scalar_type(), "[short_conv] expected tail of {}, got {}",
+           at::toString(x.scalar_type()), at::toString(tail->scalar_type()));
+  }
+  expect(activation == "none" || activation == "silu",
+         "[short_conv] expected activation \"none\" or \"silu\", got \"{}\"", activation);
+  if (!x.is_cpu()) return short_conv_reference(x, weight, bias, tail, activation);
+
+  const at::ScalarType accumulate = accumulate_type(x.scalar_type());
+  const at::Tensor rows = contiguous_rows(x), taps = weight.to(accumulate).contiguous();
+  const Optional shift = bias ? Optional(bias->to(accumulate).contiguous()) : std::nullopt;
+  const Optional before = tail ? Optional(tail->contiguous()) : std::nullopt;
+  const bool silu = activation == "silu";
+  const bool differentiable =
+      needs_gradient({rows, taps, shift.value_or(at::Tensor()), before.value_or(at::Tensor())});
+  const variable_list out = differentiable ? ShortConv::apply(rows, taps, shift, before, silu)
+                                           : forward_kernel(rows, taps, shift, before, silu);
+  return {out[0], out[1]};
+}
+
+TORCH_LIBRARY_FRAGMENT(oryx, m) {
+  m.def(
+      "short_conv(Tensor x, Tensor weight, Tensor? bias=None, Tensor? tail=None, str activation=\"none\") -> "
+      "(Tensor, Tensor)",
+      &short_conv);
+}
+
+}  // namespace oryx::operators
