@@ -1,0 +1,117 @@
+#include "evaluation/plot.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "base/error.h"
+
+namespace oryx::evaluation {
+namespace {
+
+Plot two_lines() {
+  Plot plot;
+  plot.title = "loss & <friends>";
+  plot.x_label = "position";
+  plot.y_label = "perplexity";
+  plot.series = {{"attention", {0, 50, 100}, {10, 20, 30}, true},
+                 {"linear@7", {0, 50, 100}, {30, 20, 10}, false}};
+  plot.markers = {{50, "50"}};
+  return plot;
+}
+
+size_t count(const std::string& text, const std::string& part) {
+  size_t found = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+  return found;
+}
+
+TEST(Axis, PlacesAndTicks) {
+  const Axis even(0, 2000, false);
+  EXPECT_DOUBLE_EQ(even.place(500), 0.25);
+  EXPECT_EQ(even.ticks(5), (std::vector<double>{0, 500, 1000, 1500, 2000}));
+  const Axis logarithmic(1, 10000, true);
+  EXPECT_DOUBLE_EQ(logarithmic.place(100), 0.5);
+  EXPECT_EQ(logarithmic.ticks(5), (std::vector<double>{1, 10, 100, 1000, 10000}));
+  for (const auto& [low, high] : {std::pair{0.013, 0.0131}, {-3.0, 12.5}, {1e9, 1.7e9}, {5.0, 5.0}}) {
+    const Axis axis(low, high, false);
+    const auto ticks = axis.ticks(6);
+    EXPECT_GE(ticks.size(), 1u) << low;
+    EXPECT_LE(ticks.size(), 6u) << low;
+    for (const double tick : ticks)
+      EXPECT_TRUE(axis.place(tick) > -1e-6 && axis.place(tick) < 1 + 1e-6) << tick;
+  }
+  for (const double high : {12.0, 40.0, 3e5}) {
+    const auto ticks = Axis(9, high, true).ticks(8);
+    EXPECT_TRUE(ticks.size() >= 2 && ticks.size() <= 8) << high;
+  }
+  EXPECT_THROW(Axis(0, 1, true), Error);
+  EXPECT_THROW(Axis(0, std::numeric_limits<double>::infinity(), false), Error);
+  EXPECT_EQ(tick_text(1500), "1500");
+  EXPECT_EQ(tick_text(0.1 + 0.2), "0.3");
+}
+
+TEST(Svg, HoldsEverySeriesLabelAndMarker) {
+  const std::string svg = to_svg(two_lines());
+  EXPECT_EQ(count(svg, "<path "), 2u);
+  EXPECT_NE(svg.find(">attention</text>"), std::string::npos);
+  EXPECT_NE(svg.find(">linear@7</text>"), std::string::npos);
+  EXPECT_NE(svg.find("loss &amp; &lt;friends&gt;"), std::string::npos);
+  EXPECT_EQ(svg.find("<friends>"), std::string::npos);
+  EXPECT_NE(svg.find(">perplexity</text>"), std::string::npos);
+  EXPECT_EQ(svg.find("nan"), std::string::npos);
+  // Told apart without colour: one solid line, one dashed (in the curve and in the legend).
+  EXPECT_EQ(count(svg, "stroke-dasharray=\"7 3\""), 2u);
+}
+
+TEST(Svg, GapsBreakTheLine) {
+  Plot plot = two_lines();
+  plot.series = {{"a", {0, 1, 2, 3, 4}, {1, 2, std::nan(""), 4, 5}, false}};
+  EXPECT_EQ(count(to_svg(plot).substr(to_svg(plot).find("<path ")), "M"), 2u);
+  plot.logarithmic_y = true;
+  plot.series[0].y = {1, -2, 3, 4, 0};
+  EXPECT_EQ(to_svg(plot).find("inf"), std::string::npos);
+}
+
+TEST(Terminal, FitsItsWidth) {
+  for (const int columns : {20, 60, 120}) {
+    const std::string text = to_terminal(two_lines(), columns, 10, false);
+    size_t begin = text.find('\n') + 1;
+    for (int row = 0; row < 10; ++row) {
+      const size_t end = text.find('\n', begin);
+      int width = 0;
+      for (size_t i = begin; i < end; ++i) width += (text[i] & 0xC0) != 0x80;
+      EXPECT_LE(width, columns);
+      begin = end + 1;
+    }
+    EXPECT_EQ(text.find('\x1b'), std::string::npos);
+  }
+}
+
+TEST(Terminal, RisesWithTheValues) {
+  Plot plot = two_lines();
+  plot.series.resize(1);
+  const std::string text = to_terminal(plot, 60, 8, false);
+  // Letters stand for series where there is no colour: the first row holds the end, the last the beginning.
+  std::vector<std::string> rows;
+  for (size_t begin = text.find('\n') + 1; rows.size() < 8; begin = text.find('\n', begin) + 1) {
+    rows.push_back(text.substr(begin, text.find('\n', begin) - begin));
+  }
+  EXPECT_GT(rows.front().find('a'), rows.back().find('a'));
+  EXPECT_NE(rows.back().find('a'), std::string::npos);
+  EXPECT_NE(to_terminal(plot, 60, 8, true).find("\x1b[38;5;"), std::string::npos);
+}
+
+TEST(Plot, RefusesWhatCannotBeDrawn) {
+  Plot plot = two_lines();
+  plot.series[0].y.pop_back();
+  EXPECT_THROW(to_svg(plot), Error);
+  plot.series = {{"a", {1}, {std::nan("")}, false}};
+  EXPECT_THROW(to_terminal(plot, 40, 5, false), Error);
+  plot.series = {{"a", {1}, {3}, false}};
+  EXPECT_NO_THROW(to_svg(plot));
+}
+
+}  // namespace
+}  // namespace oryx::evaluation
