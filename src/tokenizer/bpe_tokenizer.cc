@@ -30,7 +30,7 @@ class BpeTokenizer::Encoder {
     }
     const PieceCache::Key key = PieceCache::key_of(piece, text_end);
     PieceCache::Entry& entry = cache_.entry(key);
-    if (entry.key != key) {
+    if (!PieceCache::same(entry.key, key)) {
       fresh_.clear();
       bpe_.encode(piece, workspace_, fresh_);
       if (fresh_.size() > PieceCache::kMaxIds) {
