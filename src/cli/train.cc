@@ -43,7 +43,9 @@ void print_text(const training::Outcome& outcome) {
   for (const auto& [mode, loss] : outcome.validation_loss) {
     losses += fmt::format(", validation loss {} {:.4f}", mode, loss);
   }
-  const char* state = outcome.interrupted ? "interrupted" : outcome.already_finished ? "already finished" : "finished";
+  const char* state = outcome.interrupted        ? "interrupted"
+                      : outcome.already_finished ? "already finished"
+                                                 : "finished";
   fmt::print("{} after {} steps, {} tokens{}\n", state, outcome.steps, outcome.tokens, losses);
   if (!outcome.model.empty()) fmt::print("model: {}\n", outcome.model.string());
 }
@@ -72,7 +74,8 @@ void train(const TrainOptions& options) {
 
 void add_train(CLI::App& app) {
   auto options = std::make_shared<TrainOptions>();
-  CLI::App* command = app.add_subcommand("train", "Train a model as a recipe says, or go on where its run stopped");
+  CLI::App* command =
+      app.add_subcommand("train", "Train a model as a recipe says, or go on where its run stopped");
   command->add_option("recipe", options->recipe, "recipe file (TOML)")->required();
   command->add_option("overrides", options->overrides, "section.key=value, over what the recipe says");
   command->add_option("--device", options->device, "cpu, cuda or auto: run.device")

@@ -1,0 +1,70 @@
+#include "training/optimizer.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "operators/adamw/adamw.h"
+
+namespace oryx::training {
+
+double LearningRate::at(int64_t step) const {
+  const auto warmup = static_cast<int64_t>(warmup_fraction * static_cast<double>(steps));
+  if (step < warmup) return peak * static_cast<double>(step + 1) / static_cast<double>(warmup);
+  const double progress = static_cast<double>(step - warmup) / static_cast<double>(steps - warmup);
+  return floor + (peak - floor) * 0.5 * (1 + std::cos(std::numbers::pi * progress));
+}
+
+double clip_scale(double norm, double limit) {
+  return limit > 0 ? std::min(1.0, limit / (norm + 1e-6)) : 1.0;
+}
+
+Optimizer::Optimizer(model::Weights& weights, const AdamwRates& rates) : rates_(rates) {
+  for (auto& [name, tensor] : weights.entries()) {
+    tensor.set_requires_grad(true);
+    names_.push_back(name);
+    parameters_.push_back(tensor);
+    first_moments_.push_back(at::zeros_like(tensor.detach()));
+    second_moments_.push_back(at::zeros_like(tensor.detach()));
+    weight_decay_.push_back(tensor.dim() > 1 ? rates.weight_decay : 0.0);
+  }
+}
+
+std::vector<at::Tensor> Optimizer::gradients() const {
+  std::vector<at::Tensor> gradients;
+  gradients.reserve(parameters_.size());
+  for (const at::Tensor& parameter : parameters_) gradients.push_back(parameter.grad());
+  return gradients;
+}
+
+double Optimizer::gradient_norm() const { return operators::global_norm(gradients()); }
+
+void Optimizer::update(int64_t step, double learning_rate, double gradient_scale) {
+  const at::NoGradGuard no_grad;
+  operators::AdamwOptions options;
+  options.learning_rate = learning_rate;
+  options.beta1 = rates_.beta1;
+  options.beta2 = rates_.beta2;
+  options.weight_decay = weight_decay_;
+  options.step = step + 1;
+  options.gradient_scale = gradient_scale;
+  operators::adamw_step(parameters_, gradients(), first_moments_, second_moments_, options);
+}
+
+void Optimizer::clear_gradients() {
+  for (at::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
+}
+
+std::vector<std::pair<std::string, at::Tensor>> Optimizer::moments() const {
+  std::vector<std::pair<std::string, at::Tensor>> moments;
+  for (size_t i = 0; i < names_.size(); ++i)
+    moments.emplace_back("first_moment." + names_[i], first_moments_[i]);
+  for (size_t i = 0; i < names_.size(); ++i)
+    moments.emplace_back("second_moment." + names_[i], second_moments_[i]);
+  return moments;
+}
+
+}  // namespace oryx::training

@@ -1,0 +1,64 @@
+// The update of the weights: AdamW over every parameter, the learning rate of each step, clipping.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "model/weights.h"
+
+namespace oryx::training {
+
+// Linear warm-up, then a cosine down to a floor. For steps s = 0 … S−1 and w = ⌊warmup_fraction · S⌋:
+//   s < w:  peak · (s + 1) / w
+//   else:   floor + (peak − floor) · ½(1 + cos(π(s − w)/(S − w)))
+struct LearningRate {
+  double peak = 3e-3;
+  double floor = 1e-5;
+  double warmup_fraction = 0.1;
+  int64_t steps = 1;
+
+  double at(int64_t step) const;
+};
+
+// min(1, limit / (norm + 1e-6)); 1 when limit is 0, which means no clipping.
+double clip_scale(double norm, double limit);
+
+struct AdamwRates {
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double weight_decay = 0.1;  // of tensors with two dimensions and more
+};
+
+// Owns the moments of the weights it is given (whose tensors it shares and updates in place).
+class Optimizer {
+ public:
+  // Makes the weights leaves that collect gradients, and all moments zero.
+  Optimizer(model::Weights& weights, const AdamwRates& rates);
+
+  // √Σg² over all parameters. A parameter that no token used counts as zero.
+  double gradient_norm() const;
+
+  // Update number `step` (0 for the first), with every gradient multiplied by `gradient_scale`. A parameter
+  // without a gradient has gradient zero: its moments and its decay still apply.
+  void update(int64_t step, double learning_rate, double gradient_scale);
+
+  // Lets go of the gradients, so that the next backward pass writes fresh ones without adding to zeros.
+  void clear_gradients();
+
+  // `first_moment.NAME` and `second_moment.NAME` for every parameter: the tensors themselves, not copies.
+  std::vector<std::pair<std::string, at::Tensor>> moments() const;
+
+ private:
+  std::vector<at::Tensor> gradients() const;
+
+  AdamwRates rates_;
+  std::vector<std::string> names_;
+  std::vector<at::Tensor> parameters_, first_moments_, second_moments_;
+  std::vector<double> weight_decay_;
+};
+
+}  // namespace oryx::training
