@@ -10,6 +10,7 @@ import reference_model as reference
 import reference_training as training
 
 torch.set_default_dtype(torch.float64)
+torch.set_num_threads(1)
 
 
 def random(*shape):

@@ -1,0 +1,216 @@
+#!/usr/bin/env python3
+"""Times eager PyTorch on the models of recipes, the peer that `oryx benchmark` is compared with.
+
+    peer.py train   RECIPE… [--batch B] [--length T]
+    peer.py prefill RECIPE… [--length N] [--mode attention,linear] [--all-logits]
+    peer.py decode  RECIPE… [--context N] [--tokens K] [--mode attention,linear]
+
+Each measurement is a process of its own. Settings: `plain` is PyTorch as installed; `tuned` mends what a user can
+mend from outside: MKL's fast path on processors that are not Intel's (a preloaded library answers its question)
+and an allocator that keeps memory instead of handing it back to the kernel at every step.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+
+FAST_MKL = "int mkl_serv_intel_cpu_true(void) { return 1; }\n"
+ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=67108864"
+MODE_NAMES = {"attention": True, "linear": False}
+
+
+def read_model(recipe):
+    """The [model] section of a recipe file, with what its base says underneath."""
+    path = pathlib.Path(recipe)
+    values = tomllib.loads(path.read_text())
+    model = read_model(path.parent / values["base"]) if "base" in values else {}
+    return {**model, **values.get("model", {})}
+
+
+def peer_sizes(recipe):
+    """Arguments of PeerConfig. The peer knows the default options of its three models only."""
+    known = {"mixers", "layers", "width", "heads", "head_dim", "mlp_width", "vocabulary"}
+    model = read_model(recipe)
+    linear = {("attention", "ssd"): "ssd", ("attention", "gated_delta"): "gated_delta", ("attention",): None}
+    if set(model) - known or tuple(model["mixers"]) not in linear:
+        sys.exit(f"peer: {recipe}: the peer has Oryx-TM, Oryx-TG and Transformer++ with their default options only")
+    if model["heads"] * model.get("head_dim", model["width"] // model["heads"]) != model["width"]:
+        sys.exit(f"peer: {recipe}: expected heads times head_dim to be the width")
+    sizes = {key: model[key] for key in ("layers", "width", "heads", "mlp_width", "vocabulary")}
+    return dict(sizes, linear=linear[tuple(model["mixers"])])
+
+
+def environment(setting):
+    """The environment of a measured process; `tuned` compiles the preloaded library once a user."""
+    values = dict(os.environ)
+    if setting == "plain":
+        return values
+    library = pathlib.Path(tempfile.gettempdir()) / f"oryx-peer-{os.getuid()}" / "fast_mkl.so"
+    if not library.exists():
+        library.parent.mkdir(mode=0o700, exist_ok=True)
+        built = library.with_suffix(f".{os.getpid()}")
+        subprocess.run(["cc", "-shared", "-fPIC", "-x", "c", "-", "-o", built], input=FAST_MKL.encode(), check=True)
+        built.rename(library)
+    return dict(values, LD_PRELOAD=str(library), GLIBC_TUNABLES=ALLOCATOR)
+
+
+def run_case(case):
+    """Measures one case in a process of its own -> dict with tokens_per_second and peak_memory_bytes."""
+    done = subprocess.run([sys.executable, __file__, "case", json.dumps(case)], env=environment(case["setting"]),
+                          stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        sys.exit(f"peer: the measurement of {case} failed")
+    return {**case, **json.loads(done.stdout)}
+
+
+def peak_memory():
+    """Bytes; the high-water mark of this process alone (getrusage would include the parent before exec)."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def repeat(work, seconds, warmup):
+    """Seconds of each call of `work` for about so long, at least three of them."""
+    for _ in range(warmup):
+        work()
+    times = []
+    while len(times) < 3 or sum(times) < seconds:
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return times
+
+
+def measure(case):
+    import torch
+    from peer_model import PeerConfig, PeerModel
+
+    torch.manual_seed(1)
+    model = PeerModel(PeerConfig(**peer_sizes(case["recipe"])))
+    measured = {"train": measure_train, "prefill": measure_prefill, "decode": measure_decode}[case["what"]]
+    tokens, times = measured(torch, model, case)
+    ordered = sorted(times)
+    return dict(tokens_per_second=tokens / ordered[0], median_tokens_per_second=tokens / ordered[len(ordered) // 2],
+                runs=len(times), peak_memory_bytes=peak_memory(), threads=torch.get_num_threads(),
+                torch=torch.__version__)
+
+
+def measure_train(torch, model, case):
+    """Forward, backward, clip and AdamW on random tokens; each chunk of 128 is attention with probability 1/4."""
+    import contextlib
+
+    batch, length = case["batch"], case["length"]
+    parameters = list(model.parameters())
+    optimizer = torch.optim.AdamW([dict(params=[p for p in parameters if p.dim() > 1], weight_decay=0.1),
+                                   dict(params=[p for p in parameters if p.dim() == 1], weight_decay=0.0)],
+                                  lr=1e-3, betas=(0.9, 0.95), fused=True)
+    autocast = contextlib.nullcontext
+    if case["dtype"] == "bfloat16":
+        autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+
+    def step():
+        tokens = torch.randint(model.config.vocabulary, (batch, length + 1))
+        modes = True
+        if model.config.linear:
+            modes = (torch.rand(batch, -(-length // 128)) < 0.25).repeat_interleave(128, 1)[:, :length]
+        with autocast():
+            logits = model.logits(model.hidden(tokens[:, :-1], modes))
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    return batch * length, repeat(step, case["seconds"], warmup=2)
+
+
+def measure_prefill(torch, model, case):
+    from peer_model import State
+
+    length, dtype = case["length"], getattr(torch, case["dtype"])
+    model.to_inference(dtype)
+    tokens = torch.randint(model.config.vocabulary, (1, length))
+
+    @torch.inference_mode()
+    def prefill():
+        hidden = model.hidden(tokens, MODE_NAMES[case["mode"]], State(model.config, 1, length, dtype))
+        model.logits(hidden if case["all_logits"] else hidden[:, -1:])
+
+    return length, repeat(prefill, case["seconds"], warmup=1)
+
+
+def measure_decode(torch, model, case):
+    """Greedy tokens one at a time after a context of random tokens."""
+    from peer_model import State
+
+    dtype, count, mode = getattr(torch, case["dtype"]), case["tokens"], MODE_NAMES[case["mode"]]
+    model.to_inference(dtype)
+    context = torch.randint(model.config.vocabulary, (1, case["context"]))
+    state = State(model.config, 1, case["context"] + count, dtype)
+    with torch.inference_mode():
+        token = model.logits(model.hidden(context, mode, state)[:, -1:]).argmax(-1)
+
+    @torch.inference_mode()
+    def decode():
+        nonlocal token
+        state.position = case["context"]  # the cache past it is written again
+        for _ in range(count):
+            token = model.logits(model.hidden(token, mode, state)).argmax(-1)
+
+    return count, repeat(decode, case["seconds"], warmup=1)
+
+
+def print_table(results):
+    print(f"{'what':<8} {'recipe':<18} {'mode':<10} {'dtype':<9} {'setting':<8} {'tok/s':>9} {'median':>9} {'peak GiB':>9}")
+    for r in results:
+        print(f"{r['what']:<8} {pathlib.Path(r['recipe']).stem:<18} {r.get('mode', ''):<10} {r['dtype']:<9} "
+              f"{r['setting']:<8} {r['tokens_per_second']:>9,.1f} {r['median_tokens_per_second']:>9,.1f} "
+              f"{r['peak_memory_bytes'] / 2**30:>9.2f}")
+
+
+def main():
+    if sys.argv[1:2] == ["case"]:
+        print(json.dumps(measure(json.loads(sys.argv[2]))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    words = lambda text: text.split(",")
+    for name in ("train", "prefill", "decode"):
+        command = commands.add_parser(name)
+        command.add_argument("recipes", nargs="+", metavar="RECIPE")
+        command.add_argument("--dtype", type=words, default=["float32"], help="float32,bfloat16")
+        command.add_argument("--setting", type=words, default=["plain", "tuned"], help="plain,tuned")
+        command.add_argument("--seconds", type=float, default=3.0, help="of each measurement, warm-up excluded")
+        command.add_argument("--json", action="store_true", help="an array of objects instead of the table")
+        if name == "train":
+            command.add_argument("--batch", type=int, default=8)
+            command.add_argument("--length", type=int, default=512)
+            continue
+        command.add_argument("--mode", type=words, default=["attention", "linear"], help="attention,linear")
+        if name == "prefill":
+            command.add_argument("--length", type=int, default=2048)
+            command.add_argument("--all-logits", action="store_true", help="of every token, not of the last one")
+        else:
+            command.add_argument("--context", type=int, default=2048)
+            command.add_argument("--tokens", type=int, default=32)
+    options = vars(parser.parse_args())
+    recipes, dtypes, settings, as_json = (options.pop(key) for key in ("recipes", "dtype", "setting", "json"))
+    modes = options.pop("mode", [None])
+    results = []
+    for recipe, mode, dtype, setting in itertools.product(recipes, modes, dtypes, settings):
+        if mode == "linear" and peer_sizes(recipe)["linear"] is None:
+            continue
+        case = dict(options, recipe=recipe, dtype=dtype, setting=setting)
+        results.append(run_case(dict(case, mode=mode) if mode else case))
+    print(json.dumps(results, indent=1)) if as_json else print_table(results)
+
+
+if __name__ == "__main__":
+    main()
