@@ -1,0 +1,95 @@
+#include "operators/rotary/rotary.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include "base/error.h"
+#include "base/shapes.h"
+#include "operators/activations.h"
+#include "operators/rotary/rotary_cpu.h"
+
+namespace oryx::operators {
+
+namespace {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+// x [batch, time, heads, dim]; the rows of [rows, heads, dim] are one batch.
+at::Tensor kernel(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine, bool backwards) {
+  at::Tensor y = at::empty(x.sizes(), x.options());
+  cpu::rotate({.dtype = x.scalar_type(),
+               .batch = x.size(0),
+               .time = x.size(1),
+               .heads = x.size(2),
+               .dim = x.size(3),
+               .table_rows = cosine.size(0),
+               .x = x.const_data_ptr(),
+               .batch_stride = x.stride(0),
+               .time_stride = x.stride(1),
+               .head_stride = x.stride(2),
+               .cosine = cosine.const_data_ptr(),
+               .sine = sine.const_data_ptr(),
+               .backwards = backwards,
+               .y = y.mutable_data_ptr()});
+  return y;
+}
+
+class Rotary : public torch::autograd::Function<Rotary> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cosine,
+                            const at::Tensor& sine) {
+    context->save_for_backward({cosine, sine});
+    return kernel(x, cosine, sine, /*backwards=*/false);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    const variable_list saved = context->get_saved_variables();
+    return {kernel(contiguous_rows(grads[0]), saved[0], saved[1], /*backwards=*/true), {}, {}};
+  }
+};
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> rotary_tables(const at::Tensor& positions, int64_t dim, double base,
+                                                 at::ScalarType dtype) {
+  expect_dimensions("rotary_tables", "positions", positions, 1);
+  expect(positions.scalar_type() == at::kLong, "[rotary_tables] expected positions of int64, got {}",
+         at::toString(positions.scalar_type()));
+  expect(dim > 0 && dim % 2 == 0, "[rotary_tables] expected an even dim > 0, got {}", dim);
+  const at::TensorOptions wide = positions.options().dtype(at::kDouble);
+  const at::Tensor exponent = at::arange(0, dim, 2, wide) / static_cast<double>(-dim);
+  const at::Tensor angle = at::outer(positions.to(at::kDouble), at::pow(base, exponent));
+  return {angle.cos().to(dtype), angle.sin().to(dtype)};
+}
+
+at::Tensor rotary(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine) {
+  expect(x.dim() == 3 || x.dim() == 4,
+         "[rotary] expected x [rows, heads, D] or [batch, time, heads, D], got {} dimensions", x.dim());
+  expect_activations("rotary", "x", x);
+  const int64_t dim = x.size(-1), rows = x.dim() == 3 ? x.size(0) : x.size(0) * x.size(1);
+  expect(dim % 2 == 0, "[rotary] expected an even D, got {}", dim);
+  expect_shape("rotary", "cosine", cosine, {-1, dim / 2});
+  expect_shape("rotary", "sine", sine, {cosine.size(0), dim / 2});
+  const at::ScalarType accumulate = accumulate_type(x.scalar_type());
+  expect(cosine.scalar_type() == accumulate && sine.scalar_type() == accumulate,
+         "[rotary] expected tables of {} for x of {}, got {} and {}", at::toString(accumulate),
+         at::toString(x.scalar_type()), at::toString(cosine.scalar_type()), at::toString(sine.scalar_type()));
+  if (rows == 0) return x.clone(at::MemoryFormat::Contiguous);
+  expect(cosine.size(0) > 0 && rows % cosine.size(0) == 0,
+         "[rotary] expected a number of table rows that divides the {} rows of x, got {}", rows,
+         cosine.size(0));
+  if (!x.is_cpu()) return rotary_reference(x, cosine, sine);
+
+  const at::Tensor given = contiguous_rows(x.dim() == 3 ? x.unsqueeze(0) : x);
+  const at::Tensor c = cosine.contiguous(), s = sine.contiguous();
+  const at::Tensor y = needs_gradient({given}) ? Rotary::apply(given, c, s) : kernel(given, c, s, false);
+  return y.view(x.sizes());
+}
+
+TORCH_LIBRARY_FRAGMENT(oryx, m) {
+  m.def("rotary_tables(Tensor positions, int dim, float base, ScalarType dtype) -> (Tensor, Tensor)",
+        &rotary_tables);
+  m.def("rotary(Tensor x, Tensor cosine, Tensor sine) -> Tensor", &rotary);
+}
+
+}  // namespace oryx::operators
