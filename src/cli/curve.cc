@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -57,6 +58,8 @@ std::vector<Schedule> schedules_of(const Options& options, const model::ModelCon
 // int64 [windows, length + 1].
 at::Tensor windows_of(int64_t tokens, const Options& options,
                       const std::function<void(int64_t begin, int64_t count, int64_t* out)>& copy) {
+  expect(tokens > options.length, "{} holds {} tokens: a window of length {} needs {}", options.data, tokens,
+         options.length, options.length + 1);
   const std::vector<int64_t> starts = evaluation::window_starts(tokens, options.length, options.windows);
   if (static_cast<int64_t>(starts.size()) < options.windows) {
     log("{} holds only {} windows of {} tokens", options.data, starts.size(), options.length);
@@ -82,9 +85,12 @@ at::Tensor read_windows(const Options& options, const model::ModelConfig& config
                       [&](int64_t begin, int64_t count, int64_t* out) { shards.copy(begin, count, out); });
   }
   std::vector<int32_t> ids;
-  tokenizer::read_documents(options.data, *tokenizer, [&](std::span<const int32_t> document) {
-    ids.insert(ids.end(), document.begin(), document.end());
-  });
+  const std::optional<int32_t> end = end_of_text(*tokenizer);
+  tokenizer::TextReader reader(tokenizer::find_text_files({options.data}));
+  for (tokenizer::TextPiece piece; reader.next(piece);) {
+    tokenizer->encode_to(piece.bytes, /*allow_special=*/false, ids);
+    if (end) ids.push_back(*end);
+  }
   return windows_of(static_cast<int64_t>(ids.size()), options,
                     [&](int64_t begin, int64_t count, int64_t* out) {
                       std::copy(ids.begin() + begin, ids.begin() + begin + count, out);

@@ -50,15 +50,6 @@ std::string read_prompt(const Options& options) {
   return text;
 }
 
-// The token after which a document ends, where the tokenizer has one.
-std::vector<std::vector<int64_t>> end_of_text(const tokenizer::Tokenizer& tokenizer) {
-  try {
-    return {{tokenizer.end_of_text()}};
-  } catch (const Error&) {
-    return {};
-  }
-}
-
 // Tokens → standard output, or into a string for --json.
 class Output {
  public:
@@ -181,8 +172,11 @@ void generate(const Options& options) {
   const std::vector<int32_t> ids = tokenizer->encode(prompt);
   expect(!ids.empty(), "the prompt is empty: it has no tokens");
   const auto prompt_tokens = static_cast<int64_t>(ids.size());
+  // The end of a document ends the text.
+  std::vector<std::vector<int64_t>> stops;
+  if (const std::optional<int32_t> end = end_of_text(*tokenizer)) stops.push_back({*end});
   const generation::Request request{{ids.begin(), ids.end()}, *schedule,      options.max_tokens,
-                                    options.sampling,         /*sequence=*/0, end_of_text(*tokenizer)};
+                                    options.sampling,         /*sequence=*/0, std::move(stops)};
   const schedule::ModeSpans modes = schedule->spans(prompt_tokens, prompt_tokens + options.max_tokens);
 
   const auto model = model::LanguageModel::load(options.model, dtype, device);

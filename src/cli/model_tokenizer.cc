@@ -17,4 +17,12 @@ std::unique_ptr<const tokenizer::Tokenizer> load_tokenizer(const std::string& di
   return tokenizer;
 }
 
+std::optional<int32_t> end_of_text(const tokenizer::Tokenizer& tokenizer) {
+  try {
+    return tokenizer.end_of_text();
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
 }  // namespace oryx::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "model/config.h"
@@ -13,5 +14,8 @@ namespace oryx::cli {
 // room for its ids.
 std::unique_ptr<const tokenizer::Tokenizer> load_tokenizer(const std::string& directory,
                                                            const model::ModelConfig& config);
+
+// The token after which a document ends, where the tokenizer has one.
+std::optional<int32_t> end_of_text(const tokenizer::Tokenizer& tokenizer);
 
 }  // namespace oryx::cli
