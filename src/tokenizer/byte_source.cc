@@ -6,6 +6,7 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <vector>
@@ -54,27 +55,25 @@ class CompressedFile : public ByteSource {
   CompressedFile(const std::string& path, const char* format) : file_(path), format_(format) {}
 
   size_t read(char* out, size_t size) override {
-    size_t written = 0;
-    while (written == 0) {
+    for (;;) {
       if (unused_ == 0 && !ended_) {
         unused_ = file_.read(input_.data(), input_.size());
         next_ = input_.data();
         ended_ = unused_ == 0;
       }
-      if (ended_) {
-        expect(started_ && at_boundary(), "{}: the {} data is cut off", file_.path(), format_);
-        return 0;
-      }
-      started_ = true;
-      written = decode(out, size);
+      if (ended_ && at_boundary()) return 0;
+      // At the end of the input there may still be output that did not fit before.
+      const size_t written = decode(out, size);
+      if (written > 0) return written;
+      expect(!ended_, "{}: the {} data is cut off", file_.path(), format_);
     }
-    return written;
   }
 
   uint64_t file_bytes() const override { return file_.file_bytes(); }
 
  protected:
-  // Consumes from next_/unused_ and returns the bytes written to `out`; must consume or write something.
+  // Consumes from next_/unused_ and returns the bytes written to `out`; does one of both unless the input
+  // ended.
   virtual size_t decode(char* out, size_t size) = 0;
   // True when the input may end here.
   virtual bool at_boundary() const = 0;
@@ -90,7 +89,7 @@ class CompressedFile : public ByteSource {
   File file_;
   const char* format_;
   std::vector<char> input_ = std::vector<char>(1 << 16);
-  bool started_ = false, ended_ = false;
+  bool ended_ = false;
 };
 
 class GzipFile final : public CompressedFile {
@@ -116,7 +115,7 @@ class GzipFile final : public CompressedFile {
     unused_ = stream_.avail_in;
     if (status == Z_STREAM_END) {
       between_members_ = true;
-    } else if (status != Z_OK) {
+    } else if (status != Z_OK && status != Z_BUF_ERROR) {
       fail_corrupt(stream_.msg != nullptr ? stream_.msg : zError(status));
     }
     return room - stream_.avail_out;
@@ -152,7 +151,7 @@ class XzFile final : public CompressedFile {
     unused_ = stream_.avail_in;
     if (status == LZMA_STREAM_END) {
       between_streams_ = true;
-    } else if (status != LZMA_OK) {
+    } else if (status != LZMA_OK && status != LZMA_BUF_ERROR) {
       fail_corrupt(status == LZMA_FORMAT_ERROR    ? "not an xz file"
                    : status == LZMA_MEM_ERROR     ? "out of memory"
                    : status == LZMA_OPTIONS_ERROR ? "unsupported options"
