@@ -82,9 +82,9 @@ def ssd_chunks(q, k, v, log_decay, step, state, need_output=True):
     updates = wide(k.transpose(-1, -2) @ (weighted * kept))
     decays = total[..., -1].exp()[..., None, None]
     before = []
-    for n in range(k.shape[2]):
+    for decay, update in zip(decays.unbind(2), updates.unbind(2)):
         before.append(state)
-        state = decays[:, :, n] * state + updates[:, :, n]
+        state = decay * state + update
     if not need_output:
         return None, state
     q = chunked(q)
@@ -107,17 +107,20 @@ def gated_delta_chunks(q, k, v, log_decay, beta, state, need_output=True):
     values, keys = solved.to(v.dtype).split([v.shape[-1], k.shape[-1]], dim=-1)
     kept_k = (k * (total[..., -1:] - total).exp()[..., None].to(k.dtype)).transpose(-1, -2)
     decays = total[..., -1].exp()[..., None, None]
-    outputs = []
+    pieces = [x.unbind(2) for x in (values, keys, kept_k, decays)]  # unlike indexing, cheap to differentiate
     if need_output:
         q = chunked(q)
         scores = (q @ k.transpose(-1, -2)) * decay.to(q.dtype)
         decayed_q = q * total.exp()[..., None].to(q.dtype)
-    for n in range(k.shape[2]):
+        pieces += [decayed_q.unbind(2), scores.unbind(2)]
+    outputs = []
+    for chunk_values, chunk_keys, chunk_kept_k, chunk_decay, *read in zip(*pieces):
         narrow = state.to(k.dtype)
-        new = values[:, :, n] - keys[:, :, n] @ narrow
+        new = chunk_values - chunk_keys @ narrow
         if need_output:
-            outputs.append(decayed_q[:, :, n] @ narrow + scores[:, :, n] @ new)
-        state = decays[:, :, n] * state + wide(kept_k[:, :, n] @ new)
+            chunk_q, chunk_scores = read
+            outputs.append(chunk_q @ narrow + chunk_scores @ new)
+        state = chunk_decay * state + wide(chunk_kept_k @ new)
     if not need_output:
         return None, state
     return torch.cat(outputs, dim=2)[:, :, :time], state
@@ -156,20 +159,33 @@ class DepthwiseConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, 4))
 
     def forward(self, x, tail):
-        """x [B, T, channels]; tail [B, channels, 3], the inputs before it, is replaced by the last three."""
+        """x [B, T, channels]; tail [B, channels, 3], the inputs before it, is replaced by the last three.
+
+        The result is contiguous: F.scaled_dot_product_attention has a fast path for unit strides only.
+        """
         x = x.transpose(1, 2)
         if tail is None:
-            return F.conv1d(x, self.weight[:, None], padding=3, groups=x.shape[1])[..., :x.shape[2]].transpose(1, 2)
+            y = F.conv1d(x, self.weight[:, None], padding=3, groups=x.shape[1])[..., :x.shape[2]]
+            return y.transpose(1, 2).contiguous()
         x = torch.cat([tail, x], dim=2)
         tail.copy_(x[..., -3:])
         if x.shape[2] == 4:
             return (x * self.weight).sum(-1)[:, None]
-        return F.conv1d(x, self.weight[:, None], groups=x.shape[1]).transpose(1, 2)
+        return F.conv1d(x, self.weight[:, None], groups=x.shape[1]).transpose(1, 2).contiguous()
 
 
 class Linear(nn.Linear):
     def __init__(self, inputs, outputs):
         super().__init__(inputs, outputs, bias=False)
+
+
+class RmsNorm(nn.RMSNorm):
+    def __init__(self, channels):
+        super().__init__(channels, eps=1e-5)
+
+    def forward(self, x):
+        """The fused implementation wants a weight of the input's type, which autocast does not give it."""
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class QueryOf(nn.Module):
@@ -224,7 +240,7 @@ class Mixer(nn.Module):
             self.gate = Linear(config.width, config.width)
             self.key_conv, self.value_conv = DepthwiseConv(config.width), DepthwiseConv(config.width)
             full = config.linear == "ssd"
-            self.norm = nn.RMSNorm(config.width if full else config.head_dim, eps=1e-5)
+            self.norm = RmsNorm(config.width if full else config.head_dim)
             self.add_module(config.linear, Ssd(config) if full else GatedDelta(config))
 
     def heads(self, x):
@@ -304,7 +320,7 @@ class Mlp(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.mixer_norm, self.mlp_norm = (nn.RMSNorm(config.width, eps=1e-5) for _ in range(2))
+        self.mixer_norm, self.mlp_norm = (RmsNorm(config.width) for _ in range(2))
         self.mixer = Mixer(config)
         self.mlp = Mlp(config)
 
@@ -319,7 +335,7 @@ class PeerModel(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
-        self.final_norm = nn.RMSNorm(config.width, eps=1e-5)
+        self.final_norm = RmsNorm(config.width)
         self.initialise()
 
     @torch.no_grad()
