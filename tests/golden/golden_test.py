@@ -192,6 +192,17 @@ class Logits(Case):
                 self.assertEqual(saved["position"].flatten().tolist(), [cut])
                 self.assertIn("modes", saved)
 
+    def test_schedule_of_a_continued_sequence(self):
+        """Positions go on from the state's: both calls are given the schedule of the whole sequence."""
+        directory, model = self.make_model("tm", TM, seed=32)
+        tokens = self.make_tokens(32)
+        schedule, cut = "linear,attention@33,linear@95,attention@-20", 70
+        state = self.folder / "state"
+        head = self.logits("head", directory, tokens[:, :cut], schedule.rpartition(",")[0], "--save-state", state)
+        tail = self.logits("tail", directory, tokens[:, cut:], schedule, "--load-state", state, "--split", 7)
+        self.check_logits("float64 two calls: tm, one schedule", torch.cat([head, tail], 1),
+                          model.forward(tokens, schedules.attention_mode(schedule, LENGTH)))
+
     def test_state_of_a_state(self):
         """Save, load and save again: three calls equal one."""
         directory, model = self.make_model("tg", TG, seed=33)
@@ -305,6 +316,12 @@ device = "cpu"
         run_oryx("train", file)
         trained = reference.read_weights(newest_checkpoint(run))
         expected, losses = training.train(config, model.weights, data, recipe, attention_mode)
+        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+        recorded = [line["loss"] for line in lines if line["kind"] == "train"]
+        self.assertEqual(len(recorded), steps)
+        for actual, loss in zip(recorded, losses):
+            note("training: loss, relative", abs(actual / loss - 1))
+            self.assertAlmostEqual(actual, loss, delta=1e-9)
         self.assertEqual(set(trained), set(expected))
         for tensor, weight in expected.items():
             actual = trained[tensor]
@@ -313,7 +330,6 @@ device = "cpu"
             error = (actual - weight).abs().max().item()
             note("training: weights, of the update", error / update if update else error)
             self.assertLessEqual(error, WEIGHTS_TOLERANCE * update, f"{name}: {tensor}")
-        return losses
 
     def test_tm_mixed_with_accumulation(self):
         schedule = "linear,attention@37,linear@41"
