@@ -92,12 +92,12 @@ class HeaderReader {
 
   TensorInfo read_info(const std::string& name, const Table& fields) const {
     TensorInfo info{read_type(name, field(name, fields, "dtype")), read_integers(name, fields, "shape")};
-    expect(fields.entries.size() == 3,
-           "{}: tensor \"{}\" has fields other than dtype, shape and data_offsets", path_, name);
     expect(info.shape.size() <= kMaximumDimensions,
            "{}: tensor \"{}\" has {} dimensions, expected at most {}", path_, name, info.shape.size(),
            kMaximumDimensions);
     const std::vector<int64_t> offsets = read_integers(name, fields, "data_offsets");
+    expect(fields.entries.size() == 3,
+           "{}: tensor \"{}\" has fields other than dtype, shape and data_offsets", path_, name);
     expect(offsets.size() == 2 && offsets[0] <= offsets[1],
            "{}: tensor \"{}\" has data_offsets {}, expected [begin, end]", path_, name,
            field(name, fields, "data_offsets").text());

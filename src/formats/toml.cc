@@ -47,7 +47,7 @@ Table overlay_on_bases(const std::filesystem::path& path, std::vector<std::files
   const std::string* name = base->as<std::string>();
   expect(name && !name->empty(), "base = {}{}: expected the path of a recipe", base->text(),
          base->origin.in());
-  const std::filesystem::path base_path = path.parent_path() / *name;
+  const std::filesystem::path base_path = (path.parent_path() / *name).lexically_normal();
   expect(std::filesystem::exists(base_path), "base = {}{}: no file {}", base->text(), base->origin.in(),
          base_path.string());
   std::erase_if(table.entries, [](const Entry& entry) { return entry.key == "base"; });
