@@ -11,6 +11,8 @@ using operators::ShortConvInput;
 
 // Channels of one task: its weights and partial sums stay in the first cache level.
 static constexpr int64_t slice = 256;
+// Tokens whose rows are read side by side: enough to reuse the weights, few enough that the hardware follows.
+static constexpr int64_t tile = 16;
 
 // The rows of one sequence from -(width - 1), in the tail, to time - 1.
 template <typename T>
@@ -82,25 +84,29 @@ template <typename T, bool silu_after, int fixed>
 static void forward(const ShortConvForward& a) {
   using A = Acc<T>;
   using V = Vec<A>;
-  const int64_t width = fixed > 0 ? fixed : a.width;
   for_blocks<T>(a, [&](int64_t b, int64_t t0, int64_t t1, int64_t first, int64_t count, const A* taps) {
+    // Inside the body: a constant captured by a parallel region would be read from memory.
+    const int64_t width = fixed > 0 ? fixed : a.width;
     const Rows<T> rows(a, b);
     T* y = static_cast<T*>(a.y) + b * a.time * a.channels;
     Scratch<V> memory(fixed > 0 ? 0 : 2 * width);
-    for_vectors<A>(count, [&](int64_t i, auto lanes) {
-      Window<A, fixed> x{{}, memory.get()}, weight{{}, memory.get() + (fixed > 0 ? 0 : width)};
-      for (int64_t j = 0; j < width; ++j) weight[j] = load(taps + j * slice + i, lanes);
-      const V bias = load(taps + width * slice + i, lanes);
-      const int64_t c = first + i;
-      for (int64_t j = 1; j < width; ++j) x[j] = rows.at(t0 - width + j, c, lanes);
-      for (int64_t t = t0; t < t1; ++t) {
-        x.push(width, load(rows.x + t * rows.stride + c, lanes));
-        V z = bias;
-        for (int64_t j = 0; j < width; ++j) z = at::vec::fmadd(weight[j], x[j], z);
-        if constexpr (silu_after) z = silu(z);
-        store(y + t * a.channels + c, z, lanes);
-      }
-    });
+    for (int64_t begin = t0; begin < t1; begin += tile) {
+      const int64_t end = std::min(t1, begin + tile);
+      for_vectors<A>(count, [&](int64_t i, auto lanes) {
+        Window<A, fixed> x{{}, memory.get()}, weight{{}, memory.get() + (fixed > 0 ? 0 : width)};
+        for (int64_t j = 0; j < width; ++j) weight[j] = load(taps + j * slice + i, lanes);
+        const V bias = load(taps + width * slice + i, lanes);
+        const int64_t c = first + i;
+        for (int64_t j = 1; j < width; ++j) x[j] = rows.at(begin - width + j, c, lanes);
+        for (int64_t t = begin; t < end; ++t) {
+          x.push(width, load(rows.x + t * rows.stride + c, lanes));
+          V z = bias;
+          for (int64_t j = 0; j < width; ++j) z = at::vec::fmadd(weight[j], x[j], z);
+          if constexpr (silu_after) z = silu(z);
+          store(y + t * a.channels + c, z, lanes);
+        }
+      });
+    }
   });
 }
 
@@ -111,60 +117,74 @@ template <typename T, bool silu_after, int fixed>
 static void backward(const ShortConvBackward& a) {
   using A = Acc<T>;
   using V = Vec<A>;
-  const int64_t width = fixed > 0 ? fixed : a.width, before = width - 1;
   const int64_t blocks = (a.time + short_conv_block - 1) / short_conv_block;
   for_blocks<T>(a, [&](int64_t b, int64_t t0, int64_t t1, int64_t first, int64_t count, const A* taps) {
+    const int64_t width = fixed > 0 ? fixed : a.width, before = width - 1;
     const Rows<T> rows(a, b);
     const T* dy = static_cast<const T*>(a.dy) + b * a.time * a.channels;
     const T* dnew_tail = a.dnew_tail ? static_cast<const T*>(a.dnew_tail) + b * before * a.channels : nullptr;
     T* dx = static_cast<T*>(a.dx) + b * a.time * a.channels;
     T* dtail = a.dtail ? static_cast<T*>(a.dtail) + b * before * a.channels : nullptr;
+    Scratch<V> memory(fixed > 0 ? 0 : 4 * width);
+    const int64_t step = fixed > 0 ? 0 : width;
+    // From one tile to the next: the last W-1 dz, then the sums for weight and bias.
+    Scratch<A> carried((before + width + 1) * slice);
+    A *last_dz = carried.get(), *sums = last_dz + before * slice;
+    for (int64_t k = 0; k < (before + width + 1) * slice; ++k) last_dz[k] = A(0);
+    const int64_t from = t0 == 0 ? (dtail ? -before : 0) : t0;
+    for (int64_t begin = t0; begin < t1 + before; begin += tile) {
+      const int64_t end = std::min(t1 + before, begin + tile);
+      for_vectors<A>(count, [&](int64_t i, auto lanes) {
+        V* m = memory.get();
+        Window<A, fixed> x{{}, m}, dz{{}, m + step}, weight{{}, m + 2 * step}, dweight{{}, m + 3 * step};
+        const int64_t c = first + i;
+        for (int64_t j = 0; j < width; ++j) {
+          weight[j] = load(taps + j * slice + i, lanes);
+          dweight[j] = load(sums + j * slice + i, lanes);
+        }
+        const V bias = load(taps + width * slice + i, lanes);
+        V dbias = load(sums + width * slice + i, lanes);
+        for (int64_t j = 1; j < width; ++j) {
+          dz[j] = load(last_dz + (j - 1) * slice + i, lanes);
+          const int64_t t = begin - width + j;
+          x[j] = t < a.time ? rows.at(t, c, lanes) : V(A(0));
+        }
+        // At step t, dz_t enters the window and the gradient of the input at t - (W-1) is complete.
+        for (int64_t t = begin; t < end; ++t) {
+          V slope(A(0));
+          if (t < a.time) {
+            x.push(width, load(rows.x + t * rows.stride + c, lanes));
+            slope = load(dy + t * a.channels + c, lanes);
+            if constexpr (silu_after) {
+              V z = bias;
+              for (int64_t j = 0; j < width; ++j) z = at::vec::fmadd(weight[j], x[j], z);
+              slope = slope * silu_slope(z, sigmoid(z));
+            }
+            if (t < t1) {
+              for (int64_t j = 0; j < width; ++j) dweight[j] = at::vec::fmadd(slope, x[j], dweight[j]);
+              dbias = dbias + slope;
+            }
+          }
+          dz.push(width, slope);
+          const int64_t s = t - before;
+          if (s < from || s >= t1) continue;
+          V d(A(0));
+          for (int64_t j = 0; j < width; ++j) d = at::vec::fmadd(weight[j], dz[width - 1 - j], d);
+          const int64_t kept = s - (a.time - before);  // the row of the new tail that holds this input
+          if (dnew_tail && kept >= 0) d = d + load(dnew_tail + kept * a.channels + c, lanes);
+          store(s >= 0 ? dx + s * a.channels + c : dtail + (before + s) * a.channels + c, d, lanes);
+        }
+        for (int64_t j = 1; j < width; ++j) store(last_dz + (j - 1) * slice + i, dz[j], lanes);
+        for (int64_t j = 0; j < width; ++j) store(sums + j * slice + i, dweight[j], lanes);
+        store(sums + width * slice + i, dbias, lanes);
+      });
+    }
     A* partials =
         static_cast<A*>(a.partials) + (b * blocks + t0 / short_conv_block) * (width + 1) * a.channels;
-    Scratch<V> memory(fixed > 0 ? 0 : 4 * width);
-    V* m = memory.get();
-    const int64_t step = fixed > 0 ? 0 : width;
-    for_vectors<A>(count, [&](int64_t i, auto lanes) {
-      Window<A, fixed> x{{}, m}, dz{{}, m + step}, weight{{}, m + 2 * step}, dweight{{}, m + 3 * step};
-      const int64_t c = first + i;
-      for (int64_t j = 0; j < width; ++j) {
-        weight[j] = load(taps + j * slice + i, lanes);
-        dz[j] = dweight[j] = V(A(0));
-      }
-      const V bias = load(taps + width * slice + i, lanes);
-      V dbias(A(0));
-      for (int64_t j = 1; j < width; ++j) x[j] = rows.at(t0 - width + j, c, lanes);
-      // At step t, dz_t enters the window and the gradient of the input at t - (W-1) is complete.
-      const int64_t from = t0 == 0 ? -before : t0, to = t1;
-      for (int64_t t = t0; t < t1 + before; ++t) {
-        V slope(A(0));
-        if (t < a.time) {
-          x.push(width, load(rows.x + t * rows.stride + c, lanes));
-          slope = load(dy + t * a.channels + c, lanes);
-          if constexpr (silu_after) {
-            V z = bias;
-            for (int64_t j = 0; j < width; ++j) z = at::vec::fmadd(weight[j], x[j], z);
-            slope = slope * silu_slope(z, sigmoid(z));
-          }
-          if (t < t1) {
-            for (int64_t j = 0; j < width; ++j) dweight[j] = at::vec::fmadd(slope, x[j], dweight[j]);
-            dbias = dbias + slope;
-          }
-        }
-        dz.push(width, slope);
-        const int64_t s = t - before;
-        if (s < from || s >= to || (s < 0 && dtail == nullptr)) continue;
-        V d(A(0));
-        for (int64_t j = 0; j < width; ++j) d = at::vec::fmadd(weight[j], dz[width - 1 - j], d);
-        const int64_t kept = s - (a.time - before);  // the row of the new tail that holds this input
-        if (dnew_tail && kept >= 0) d = d + load(dnew_tail + kept * a.channels + c, lanes);
-        store(s >= 0 ? dx + s * a.channels + c : dtail + (before + s) * a.channels + c, d, lanes);
-      }
-      for (int64_t j = 0; j < width; ++j) store(partials + j * a.channels + c, dweight[j], lanes);
-      store(partials + width * a.channels + c, dbias, lanes);
-    });
+    for (int64_t j = 0; j <= width; ++j)
+      std::memcpy(partials + j * a.channels + first, sums + j * slice, count * sizeof(A));
   });
-  sum_rows(static_cast<const A*>(a.partials), a.batch * blocks, (width + 1) * a.channels,
+  sum_rows(static_cast<const A*>(a.partials), a.batch * blocks, (a.width + 1) * a.channels,
            static_cast<A*>(a.sums));
 }
 
