@@ -1,0 +1,159 @@
+#include "operators/ssd/ssd.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/library.h>
+
+#include <array>
+
+#include "base/error.h"
+#include "base/shapes.h"
+#include "operators/cpu/mixer_inputs.h"
+#include "operators/ssd/ssd_cpu.h"
+
+namespace oryx::operators {
+
+namespace {
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Optional = std::optional<at::Tensor>;
+
+// Sequences shorter than this go token by token: a chunk's products cost more than they save.
+constexpr int64_t fewest_chunk_tokens = 16;
+
+// The inputs with contiguous rows; skip in the accumulate type.
+struct Inputs {
+  at::Tensor query, key, value, log_decay, step, skip, spans, initial_state;
+  cpu::MixerShape shape;
+
+  Inputs(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
+         const at::Tensor& log_decay_given, const at::Tensor& step_given, const Optional& skip_given,
+         const at::Tensor& spans_given, const Optional& state_given, int64_t chunk)
+      : query(with_contiguous_rows(query_given)),
+        key(with_contiguous_rows(key_given)),
+        value(with_contiguous_rows(value_given)),
+        log_decay(log_decay_given.contiguous()),
+        step(step_given.contiguous()),
+        spans(spans_given),
+        shape(expect_mixer_tensors({"ssd", "step", query_given, key_given, value_given, log_decay_given,
+                                    step_given, spans_given, state_given, chunk})) {
+    if (skip_given.has_value() && skip_given->defined()) {
+      expect_shape("ssd", "skip", *skip_given, {shape.output_heads});
+      skip = skip_given->to(accumulate_type(value.scalar_type())).contiguous();
+    }
+    if (state_given.has_value() && state_given->defined()) initial_state = state_given->contiguous();
+  }
+
+  cpu::MixerInputs arguments(const QueryRows& rows) const {
+    return mixer_inputs(shape, rows, query, key, value, log_decay, step,
+                        initial_state.defined() ? Optional(initial_state) : std::nullopt);
+  }
+};
+
+variable_list forward_kernel(const Inputs& in) {
+  const cpu::MixerShape& s = in.shape;
+  const QueryRows rows(in.spans, s);
+  at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
+  at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
+  const cpu::SsdForward arguments{in.arguments(rows), pointer(in.skip), packed_rows(output),
+                                  state.mutable_data_ptr()};
+  const int64_t work = s.key_dim * s.value_dim * s.time;
+  if (s.time < fewest_chunk_tokens) {
+    for_streams(s, work, cpu::ssd_steps_scratch(arguments), [&](int64_t begin, int64_t end, void* scratch) {
+      cpu::ssd_steps(arguments, begin, end, scratch);
+    });
+  } else {
+    for_streams(s, work, cpu::ssd_forward_scratch(arguments), [&](int64_t begin, int64_t end, void* scratch) {
+      cpu::ssd_forward(arguments, begin, end, scratch);
+    });
+  }
+  return {output, state};
+}
+
+// Gradients of query, key, value, log_decay, step, skip and initial_state.
+std::array<at::Tensor, 7> backward_kernel(const Inputs& in, const at::Tensor& d_output,
+                                          const at::Tensor& d_state) {
+  const cpu::MixerShape& s = in.shape;
+  const QueryRows rows(in.spans, s);
+  const at::TensorOptions wide = in.log_decay.options();
+  HeadGradient query(in.query, 1, s.output_heads), key(in.key, 2, s.state_heads);
+  at::Tensor d_value = at::empty(in.value.sizes(), in.value.options());
+  at::Tensor d_log_decay = at::empty(in.log_decay.sizes(), wide), d_step = at::empty_like(d_log_decay);
+  at::Tensor d_skip, d_initial;
+  if (in.skip.defined()) d_skip = at::empty({s.batch, s.output_heads}, wide);
+  if (in.initial_state.defined()) d_initial = at::empty(in.initial_state.sizes(), wide);
+  if (!d_output.defined()) query.partial.zero_();
+  const cpu::SsdBackward arguments{.inputs = in.arguments(rows),
+                                   .skip = pointer(in.skip),
+                                   .d_output = packed_rows(d_output),
+                                   .d_final_state = pointer(d_state),
+                                   .d_query = packed_rows(query.partial, query.wide),
+                                   .d_key = token_rows(key.partial, key.wide),
+                                   .d_value = token_rows(d_value),
+                                   .d_log_decay = d_log_decay.mutable_data_ptr(),
+                                   .d_step = d_step.mutable_data_ptr(),
+                                   .d_skip = const_cast<void*>(pointer(d_skip)),
+                                   .d_initial_state = const_cast<void*>(pointer(d_initial))};
+  for_streams(
+      s, s.key_dim * s.value_dim * s.time, cpu::ssd_backward_scratch(arguments),
+      [&](int64_t begin, int64_t end, void* scratch) { cpu::ssd_backward(arguments, begin, end, scratch); });
+  return {query.sum(), key.sum(), d_value,
+          d_log_decay, d_step,    d_skip.defined() ? d_skip.sum(0) : at::Tensor(),
+          d_initial};
+}
+
+class Ssd : public torch::autograd::Function<Ssd> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& query, const at::Tensor& key,
+                               const at::Tensor& value, const at::Tensor& log_decay, const at::Tensor& step,
+                               const Optional& skip, const at::Tensor& spans, const Optional& initial_state,
+                               int64_t chunk) {
+    context->set_materialize_grads(false);
+    context->save_for_backward({query, key, value, log_decay, step, skip.value_or(at::Tensor()), spans,
+                                initial_state.value_or(at::Tensor())});
+    context->saved_data["chunk"] = chunk;
+    return forward_kernel({query, key, value, log_decay, step, skip, spans, initial_state, chunk});
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list grads) {
+    expect(!at::GradMode::is_enabled(), "[ssd] expected one differentiation, got a second (create_graph)");
+    if (!grads[0].defined() && !grads[1].defined()) return variable_list(9);
+    const variable_list v = context->get_saved_variables();
+    const Inputs in(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], context->saved_data["chunk"].toInt());
+    auto [query, key, value, log_decay, step, skip, initial] =
+        backward_kernel(in, grads[0].defined() ? with_contiguous_rows(grads[0]) : grads[0],
+                        grads[1].defined() ? grads[1].contiguous() : grads[1]);
+    if (skip.defined()) skip = skip.to(v[5].scalar_type());
+    return {query, key, value, log_decay, step, skip, {}, initial, {}};
+  }
+};
+
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor& key,
+                                       const at::Tensor& value, const at::Tensor& log_decay,
+                                       const at::Tensor& step, const Optional& skip, const at::Tensor& spans,
+                                       const Optional& initial_state, int64_t chunk) {
+  if (!value.device().is_cpu()) {
+    return ssd_recurrence(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
+  }
+  const auto wants = [](const Optional& x) { return x.has_value() && x->defined() && x->requires_grad(); };
+  const bool differentiate =
+      at::GradMode::is_enabled() &&
+      (query.requires_grad() || key.requires_grad() || value.requires_grad() || log_decay.requires_grad() ||
+       step.requires_grad() || wants(skip) || wants(initial_state));
+  const variable_list out =
+      differentiate ? Ssd::apply(query, key, value, log_decay, step, skip, spans, initial_state, chunk)
+                    : forward_kernel({query, key, value, log_decay, step, skip, spans, initial_state, chunk});
+  return {out[0], out[1]};
+}
+
+TORCH_LIBRARY_FRAGMENT(oryx, m) {
+  constexpr const char* arguments =
+      "(Tensor query, Tensor key, Tensor value, Tensor log_decay, Tensor step, Tensor? skip, Tensor spans, "
+      "Tensor? initial_state, int chunk=64) -> (Tensor output, Tensor final_state)";
+  m.def((std::string("ssd") + arguments).c_str(), &ssd);
+  m.def((std::string("ssd_recurrence") + arguments).c_str(), &ssd_recurrence);
+}
+
+}  // namespace oryx::operators
