@@ -32,7 +32,7 @@ class MergeRows : public torch::autograd::Function<MergeRows> {
     const variable_list rows = context->get_saved_variables();
     variable_list result;
     for (const at::Tensor& selected : rows) result.push_back(gradients[0].index_select(0, selected));
-    result.resize(rows.size() + rows.size() + 1);  // rows and count have no gradient
+    result.resize(rows.size() + 2);  // rows and count have no gradient
     return result;
   }
 };

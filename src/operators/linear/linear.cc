@@ -1,0 +1,203 @@
+#include "operators/linear/linear.h"
+
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <fmt/ranges.h>
+#include <torch/library.h>
+
+#include "base/error.h"
+#include "operators/activations.h"
+#include "operators/linear/gemm_bfloat16.h"
+#include "operators/linear/linear_cpu.h"
+
+namespace oryx::operators {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Rows = std::vector<std::optional<at::Tensor>>;
+
+// Products with at most this many rows are matrix–vector products, bound by reading the weight.
+constexpr int64_t kFewRows = 16;
+
+void check(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Rows& rows) {
+  expect_activations("linear", "x", x);
+  expect(x.dim() == 2, "[linear] expected x [N, in], got {} dimensions", x.dim());
+  expect(rows.size() == weights.size(), "[linear] expected rows for {} weights, got {}", weights.size(), rows.size());
+  for (const at::Tensor& weight : weights) {
+    expect(weight.dim() == 2 && weight.size(1) == x.size(1), "[linear] expected weight [out, {}], got [{}]",
+           x.size(1), fmt::join(weight.sizes(), ", "));
+    const bool master = x.scalar_type() == at::kBFloat16 && weight.scalar_type() == at::kFloat;
+    expect(weight.scalar_type() == x.scalar_type() || master, "[linear] expected weight of {}, got {}",
+           at::toString(x.scalar_type()), at::toString(weight.scalar_type()));
+  }
+  for (const std::optional<at::Tensor>& selected : rows) {
+    expect(!selected || (selected->dim() == 1 && selected->scalar_type() == at::kLong),
+           "[linear] expected rows [n] of int64");
+  }
+}
+
+at::Tensor select(const at::Tensor& x, const std::optional<at::Tensor>& rows) {
+  return rows ? x.index_select(0, *rows) : x;
+}
+
+std::vector<at::Tensor> multiply_few_rows(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                          const Rows& rows) {
+  std::vector<FewRows> products;
+  std::vector<at::Tensor> y, kept;  // kept: what the raw pointers point into
+  const at::Tensor input = x.contiguous();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    const at::Tensor weight = weights[i].to(x.scalar_type()).contiguous();
+    const int64_t* selected = nullptr;
+    if (rows[i]) {
+      kept.push_back(rows[i]->contiguous());
+      selected = kept.back().data_ptr<int64_t>();
+    }
+    const int64_t count = rows[i] ? rows[i]->numel() : x.size(0);
+    y.push_back(at::empty({count, weight.size(0)}, x.options()));
+    products.push_back({weight.data_ptr(), weight.size(0), selected, count, y.back().data_ptr()});
+    kept.push_back(weight);
+  }
+  cpu::linear_few_rows(x.scalar_type(), input.data_ptr(), x.size(1), products.data(),
+                       static_cast<int64_t>(products.size()));
+  return y;
+}
+
+std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Rows& rows) {
+  bool few = x.is_cpu();
+  for (const std::optional<at::Tensor>& selected : rows) few &= (selected ? selected->numel() : x.size(0)) <= kFewRows;
+  if (few) return multiply_few_rows(x, weights, rows);
+  std::vector<at::Tensor> y;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    y.push_back(at::mm(select(x, rows[i]), weights[i].to(x.scalar_type()).t()));
+  }
+  return y;
+}
+
+// target [m, n] (accumulate type) = op(a) b + keep · target, row-major and contiguous.
+void add_product(const at::Tensor& a, bool transpose_a, const at::Tensor& b, bool keep, at::Tensor& target) {
+  if (a.is_cpu() && a.scalar_type() == at::kBFloat16) {
+    const int64_t m = target.size(0), n = target.size(1), k = transpose_a ? a.size(0) : a.size(1);
+    cpu::gemm(transpose_a, false, m, n, k, 1.f, a.data_ptr<c10::BFloat16>(), a.size(1), b.data_ptr<c10::BFloat16>(), n,
+              keep ? 1.f : 0.f, target.data_ptr<float>(), n);
+    return;
+  }
+  const at::Tensor left = transpose_a ? a.t() : a;
+  if (a.scalar_type() != target.scalar_type()) {
+    const at::Tensor product = at::mm(left, b).to(target.scalar_type());
+    keep ? target.add_(product) : target.copy_(product);
+  } else if (keep) {
+    target.addmm_(left, b);
+  } else {
+    at::mm_out(target, left, b);
+  }
+}
+
+void add_rows(const at::Tensor& from, const at::Tensor& rows, at::Tensor& to) {
+  if (!to.is_cpu()) {
+    to.index_add_(0, rows, from);
+    return;
+  }
+  const at::Tensor indices = rows.contiguous();
+  cpu::linear_add_rows(to.scalar_type(), from.data_ptr(), indices.data_ptr<int64_t>(), indices.numel(), to.size(1),
+                       to.data_ptr());
+}
+
+at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, const Rows& rows,
+                          const variable_list& upstream) {
+  const at::TensorOptions options = x.options().dtype(accumulate_type(x.scalar_type()));
+  at::Tensor gradient = at::empty(x.sizes(), options);
+  bool written = false;
+  // Weights that read every row first: the first of them writes the buffer, and no zeros are needed.
+  for (const bool subset : {false, true}) {
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (rows[i].has_value() != subset || !upstream[i].defined() || upstream[i].size(0) == 0) continue;
+      const at::Tensor weight = weights[i].to(x.scalar_type()).contiguous();
+      if (!subset) {
+        add_product(upstream[i].contiguous(), false, weight, written, gradient);
+        written = true;
+        continue;
+      }
+      at::Tensor part = at::empty({upstream[i].size(0), x.size(1)}, options);
+      add_product(upstream[i].contiguous(), false, weight, false, part);
+      if (!written) gradient.zero_();
+      written = true;
+      add_rows(part, *rows[i], gradient);
+    }
+  }
+  if (!written) gradient.zero_();
+  return gradient.to(x.scalar_type());
+}
+
+class Projections : public torch::autograd::Function<Projections> {
+ public:
+  static variable_list forward(AutogradContext* context, const at::Tensor& x, at::TensorList weights,
+                               const Rows& rows) {
+    variable_list saved = {x};
+    saved.insert(saved.end(), weights.begin(), weights.end());
+    for (const std::optional<at::Tensor>& selected : rows) saved.push_back(selected.value_or(at::Tensor()));
+    context->save_for_backward(saved);
+    return multiply(x, weights.vec(), rows);
+  }
+
+  static variable_list backward(AutogradContext* context, variable_list upstream) {
+    const variable_list saved = context->get_saved_variables();
+    const size_t count = upstream.size();
+    const at::Tensor& x = saved[0];
+    const variable_list weights(saved.begin() + 1, saved.begin() + 1 + count);
+    Rows rows;
+    for (size_t i = 0; i < count; ++i) {
+      const at::Tensor& selected = saved[1 + count + i];
+      rows.push_back(selected.defined() ? std::optional<at::Tensor>(selected) : std::nullopt);
+    }
+    variable_list gradients(count + 2);  // x, the weights, and rows, which has none
+    if (context->needs_input_grad(0)) gradients[0] = input_gradient(x, weights, rows, upstream);
+    for (size_t i = 0; i < count; ++i) {
+      if (!upstream[i].defined() || !context->needs_input_grad(1 + i)) continue;
+      at::Tensor gradient = at::empty(weights[i].sizes(), weights[i].options().dtype(accumulate_type(x.scalar_type())));
+      add_product(upstream[i].contiguous(), true, select(x, rows[i]).contiguous(), false, gradient);
+      gradients[1 + i] = gradient.to(weights[i].scalar_type());
+    }
+    return gradients;
+  }
+};
+
+at::Tensor linear_schema(const at::Tensor& x, const at::Tensor& weight) { return linear(x, weight); }
+
+std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList weights,
+                                           const c10::List<std::optional<at::Tensor>>& rows) {
+  return projections(x, weights.vec(), Rows(rows.begin(), rows.end()));
+}
+
+}  // namespace
+
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
+  return projections(x, {weight}, {std::nullopt})[0];
+}
+
+std::vector<at::Tensor> projections(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                    const std::vector<std::optional<at::Tensor>>& rows) {
+  check(x, weights, rows);
+  bool gradient = needs_gradient({x});
+  for (const at::Tensor& weight : weights) gradient |= needs_gradient({weight});
+  return gradient ? Projections::apply(x, at::TensorList(weights), rows) : multiply(x, weights, rows);
+}
+
+at::Tensor linear_reference(const at::Tensor& x, const at::Tensor& weight) {
+  return at::linear(x, weight.to(x.scalar_type()));
+}
+
+std::vector<at::Tensor> projections_reference(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                              const std::vector<std::optional<at::Tensor>>& rows) {
+  std::vector<at::Tensor> y;
+  for (size_t i = 0; i < weights.size(); ++i) y.push_back(linear_reference(select(x, rows[i]), weights[i]));
+  return y;
+}
+
+TORCH_LIBRARY_FRAGMENT(oryx, library) {
+  library.def("linear(Tensor x, Tensor weight) -> Tensor", &linear_schema);
+  library.def("projections(Tensor x, Tensor[] weights, Tensor?[] rows) -> Tensor[]", &projections_schema);
+}
+
+}  // namespace oryx::operators
