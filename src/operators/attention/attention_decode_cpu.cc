@@ -17,6 +17,18 @@ using cpu::DecodeTask;
 using cpu::Next;
 
 constexpr int kStreams = 4;  // positions read side by side
+constexpr int kAhead = 8;    // positions fetched ahead, into the second-level cache
+
+// Asks for the h-th of `heads` shares of the positions kAhead … kAhead + Keys after `rows`, where a
+// position's heads lie side by side. In memory order: alone, the order of the reads (a bit of each of several
+// rows) hides from the hardware that this is one stream.
+template <int Keys, typename T>
+inline void fetch_ahead(const T* rows, int64_t h, int64_t dim, const int64_t* strides) {
+  if (strides[2] != dim) return;
+  const char* share = reinterpret_cast<const char*>(rows + kAhead * strides[1] + h * Keys * dim);
+  const int64_t bytes = Keys * dim * static_cast<int64_t>(sizeof(T));
+  for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(share + byte, 0, 2);
+}
 
 // scores[g · ld + i] = query[g]·key_i for `Keys` neighbouring positions and every head of the group.
 template <int Keys, typename T, typename A>
@@ -72,8 +84,9 @@ void decode_range(const AttentionProblem& p, const DecodeTask& task, A* query, A
 
   for_keys(keys, [&]<int Keys>(int64_t i) {
     for (int64_t h = 0; h < p.key_heads; ++h) {
-      score_keys<Keys>(group, p.key_dim, query + h * group * p.key_dim,
-                       key + i * p.key_strides[1] + h * p.key_strides[2], p.key_strides[1],
+      const T* rows_of_head = key + i * p.key_strides[1] + h * p.key_strides[2];
+      fetch_ahead<Keys>(key + i * p.key_strides[1], h, p.key_dim, p.key_strides);
+      score_keys<Keys>(group, p.key_dim, query + h * group * p.key_dim, rows_of_head, p.key_strides[1],
                        scores + h * group * keys + i, keys);
     }
   });
@@ -96,9 +109,10 @@ void decode_range(const AttentionProblem& p, const DecodeTask& task, A* query, A
 
   for_keys(keys, [&]<int Keys>(int64_t i) {
     for (int64_t h = 0; h < p.key_heads; ++h) {
-      add_values<Keys>(group, p.value_dim, scores + h * group * keys + i, keys,
-                       value + i * p.value_strides[1] + h * p.value_strides[2], p.value_strides[1],
-                       static_cast<A*>(task.partial) + h * group * size, size);
+      const T* rows_of_head = value + i * p.value_strides[1] + h * p.value_strides[2];
+      fetch_ahead<Keys>(value + i * p.value_strides[1], h, p.value_dim, p.value_strides);
+      add_values<Keys>(group, p.value_dim, scores + h * group * keys + i, keys, rows_of_head,
+                       p.value_strides[1], static_cast<A*>(task.partial) + h * group * size, size);
     }
   });
 }
