@@ -18,9 +18,9 @@ namespace oryx::operators {
 // Returns (loss, token_losses): the scalar loss and the unscaled loss_r [N], 0 where ignored, both in the
 // accumulate type (float64 for float64, else float32). Only the loss is differentiable, in hidden and weight.
 // When a gradient is needed it is made in the forward pass, block by block: three matrix products, no
-// recomputation; backward only multiplies by the upstream gradient. The weight's gradient is summed over
-// blocks in the accumulate type and returned in the weight's dtype. With no gradient needed only losses are
-// computed.
+// recomputation; backward only multiplies by the upstream gradient and hands the tensors over (a second
+// backward pass needs retain_graph, else Error). The weight's gradient is summed over blocks in the
+// accumulate type and returned in the weight's dtype. With no gradient needed only losses are computed.
 // Throws Error on other shapes or dtypes and on a target >= V.
 std::tuple<at::Tensor, at::Tensor> cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                                  const at::Tensor& targets, double scale,
