@@ -11,10 +11,10 @@ namespace oryx::operators {
 // loss_r = logsumexp_v(hidden_r · weight_v) − hidden_r · weight_{target_r}.
 //
 //   hidden   [N, d]   float32, float64 or bfloat16
-//   weight   [V, d]   dtype of hidden, or float32 (the master copy) with bfloat16 hidden: products in
-//   bfloat16 targets  [N]      int64 on the device of hidden; negative = ignored (loss 0, gradient 0) scale
-//   of the loss, e.g. 1 / number of tokens in the global batch rows_per_block    rows whose logits are held
-//   at once; 0 chooses about 64 MB of logits
+//   weight   [V, d]   dtype of hidden; with bfloat16 hidden also float32 (the master copy, rounded here)
+//   targets  [N]      int64 on the device of hidden; negative = ignored (loss 0, gradient 0)
+//   scale             of the loss, e.g. 1 / number of tokens in the global batch
+//   rows_per_block    rows whose logits are held at once; 0 chooses about 64 MB of logits
 // Returns (loss, token_losses): the scalar loss and the unscaled loss_r [N], 0 where ignored, both in the
 // accumulate type (float64 for float64, else float32). Only the loss is differentiable, in hidden and weight.
 // When a gradient is needed it is made in the forward pass, block by block: three matrix products, no
