@@ -13,9 +13,10 @@ namespace oryx::operators {
 // Column W-1 multiplies the current token. Inputs before the piece come from `tail`.
 //
 //   x       [batch, time, channels]  float32, float64 or bfloat16; last dimension contiguous
-//   weight  [channels, W]            W >= 1; used in the accumulate type (float64 for float64 x, else
-//   float32) bias    [channels]               as weight tail    [batch, W-1, channels]   dtype of x: the raw
-//   inputs just before this piece; absent = zeros activation                       "none" or "silu"
+//   weight  [channels, W]            W >= 1; used in the accumulate type (double for double x, else float)
+//   bias    [channels]               as weight
+//   tail    [batch, W-1, channels]   dtype of x: the raw inputs just before this piece; absent = zeros
+//   activation                       "none" or "silu"
 // Returns y [batch, time, channels] and the new tail [batch, W-1, channels], both in the dtype of x. The new
 // tail is the last W-1 rows of (tail, x), so a sequence cut into pieces gives the values of the whole,
 // bit for bit. time may be 0.
