@@ -163,7 +163,7 @@ class Projections : public torch::autograd::Function<Projections> {
   }
 };
 
-at::Tensor linear_schema(const at::Tensor& x, const at::Tensor& weight) { return linear(x, weight); }
+at::Tensor linear_schema(const at::Tensor& x, const at::Tensor& weight) { return operators::linear(x, weight); }
 
 std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList weights,
                                            const c10::List<std::optional<at::Tensor>>& rows) {
@@ -191,7 +191,7 @@ at::Tensor linear_reference(const at::Tensor& x, const at::Tensor& weight) {
 std::vector<at::Tensor> projections_reference(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                               const std::vector<std::optional<at::Tensor>>& rows) {
   std::vector<at::Tensor> y;
-  for (size_t i = 0; i < weights.size(); ++i) y.push_back(linear_reference(select(x, rows[i]), weights[i]));
+  for (size_t i = 0; i < weights.size(); ++i) y.push_back(operators::linear_reference(select(x, rows[i]), weights[i]));
   return y;
 }
 
