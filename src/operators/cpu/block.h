@@ -98,16 +98,27 @@ inline void multiply_tile(int64_t k, const T* a, int64_t lda, const T* b, int64_
                           int64_t ldc) {
   using Vector = typename Lanes<T>::Vector;
   constexpr int width = Lanes<T>::count;
-  Vector sum[Rows][Vectors] = {};
+  // Unrolled by pragma, early enough that the sums never touch memory.
+  Vector sum[Rows][Vectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < Vectors; ++j) sum[i][j] = Vector{};
+  }
   for (int64_t p = 0; p < k; ++p) {
     Vector row[Vectors];
+#pragma GCC unroll 2
     for (int j = 0; j < Vectors; ++j) row[j] = load(b + p * ldb + j * width);
+#pragma GCC unroll 4
     for (int i = 0; i < Rows; ++i) {
       const Vector x = broadcast(TransposeA ? a[p * lda + i] : a[i * lda + p]);
+#pragma GCC unroll 2
       for (int j = 0; j < Vectors; ++j) sum[i][j] += x * row[j];
     }
   }
+#pragma GCC unroll 4
   for (int i = 0; i < Rows; ++i) {
+#pragma GCC unroll 2
     for (int j = 0; j < Vectors; ++j) {
       T* to = c + i * ldc + j * width;
       store(to, beta == T(0) ? sum[i][j] : sum[i][j] + beta * load(to));
@@ -201,33 +212,56 @@ inline void add_scaled_row(int64_t n, T factor, const T* from, T* to) {
   for (int64_t j = 0; j < n; j += Lanes<T>::count) store(to + j, load(to + j) + factor * load(from + j));
 }
 
+// The inverse of one 16 × 16 unit lower triangle by substitution, all rows in registers. Rows of `lower` from
+// `count` on count as zero.
+template <typename T>
+inline void invert_square(int64_t count, const T* lower, int64_t ld, T (&inverse)[16][16]) {
+  using Vector = typename Lanes<T>::Vector;
+  constexpr int width = Lanes<T>::count, vectors = 16 / width;
+  T factor[16][16] = {};
+  for (int64_t i = 0; i < count; ++i) std::memcpy(factor[i], lower + i * ld, sizeof(factor[i]));
+  Vector row[16][vectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    inverse[i][i] = 1;
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) row[i][v] = load(inverse[i] + v * width);
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < 16; ++j) {
+#pragma GCC unroll 16
+    for (int i = j + 1; i < 16; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < vectors; ++v) row[i][v] -= factor[i][j] * row[j][v];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) store(inverse[i] + v * width, row[i][v]);
+  }
+}
+
 // A = (I + L)⁻¹ for the strictly lower triangle of L [n,n], by blocked forward substitution: 16 rows by
 // substitution, then A[I, <I] = −A[I,I] · (L[I, <I] · A[<I, <I]). (The Neumann series loses everything for
-// correlated keys.) A is written whole, with zeros right of the diagonal. work: 16 · ld + 256 elements.
+// correlated keys.) A is written whole, with zeros right of the diagonal. work: 16 · ld elements.
 template <typename T>
 __attribute__((noinline)) static void invert_unit_lower(int64_t n, const T* lower, T* inverse, int64_t ld,
                                                         T* work) {
   constexpr int64_t size = 16;
-  T* negative = work + size * ld;
   for (int64_t first = 0; first < n; first += size) {
     const int64_t count = n - first < size ? n - first : size;
-    T block[size][size] = {};
-    for (int64_t i = 0; i < size; ++i) block[i][i] = 1;
-    for (int64_t j = 0; j < count; ++j) {
-      for (int64_t i = j + 1; i < count; ++i) {
-        const T factor = lower[(first + i) * ld + first + j];
-        for (int64_t c = 0; c < size; ++c) block[i][c] -= factor * block[j][c];
-      }
-    }
+    T block[16][16] = {};
+    invert_square(count, lower + first * ld + first, ld, block);
     for (int64_t i = 0; i < count; ++i) {
       T* row = inverse + (first + i) * ld;
-      for (int64_t c = 0; c < size; ++c) negative[i * size + c] = -block[i][c];
       std::memcpy(row + first, block[i], sizeof(block[i]));
       for (int64_t c = first + size; c < ld; ++c) row[c] = 0;
     }
     if (first > 0) {
+      for (T* x = &block[0][0]; x < &block[0][0] + size * size; ++x) *x = -*x;
       multiply<false>(count, first, first, lower + first * ld, ld, inverse, ld, T(0), work, ld);
-      multiply<false>(count, first, count, negative, size, work, ld, T(0), inverse + first * ld, ld);
+      multiply<false>(count, first, count, &block[0][0], size, work, ld, T(0), inverse + first * ld, ld);
     }
   }
 }

@@ -13,7 +13,7 @@ struct ForwardWork : GatedDeltaChunk<Element> {
   using Base = GatedDeltaChunk<Element>;
   using Acc = Accumulate<Element>;
   using Base::a, Base::ldv, Base::ldc, Base::decay, Base::step, Base::lower, Base::rows, Base::scores;
-  Acc* inverse_work;  // [16, C] and a square of 16
+  Acc* inverse_work;  // [16, C]
   Acc* inverse;       // [C, C] A, where the caller does not keep it
   Acc* state;         // [K, V]
   Acc* residual;      // [C, V] W
@@ -21,7 +21,7 @@ struct ForwardWork : GatedDeltaChunk<Element> {
   Acc* output;        // [M, V]
 
   ForwardWork(const GatedDeltaForward& f, Arena& arena) : Base(f.inputs, arena) {
-    inverse_work = arena.take<Acc>(16 * ldc + 256);
+    inverse_work = arena.take<Acc>(16 * ldc);
     inverse = arena.take<Acc>(a.shape.chunk * ldc);
     state = arena.take<Acc>(a.shape.key_dim * ldv);
     residual = arena.take<Acc>(a.shape.chunk * ldv);
