@@ -187,6 +187,7 @@ at::Tensor SafetensorsFile::tensor(std::string_view name) const {
     expect(valid, "{}: tensor \"{}\" of type BOOL holds bytes other than 0 and 1", path(), name);
   }
   const at::TensorOptions options = at::TensorOptions().dtype(info.dtype);
+  if (info.begin == info.end) return at::empty(info.shape, options);
   if (reinterpret_cast<uintptr_t>(bytes) % c10::elementSize(info.dtype) != 0) {
     at::Tensor copy = at::empty(info.shape, options);
     std::memcpy(copy.data_ptr(), bytes, info.end - info.begin);

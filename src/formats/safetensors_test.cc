@@ -42,7 +42,8 @@ NamedTensors one_of_each_type() {
 const Metadata kMetadata = {{"format", "pt"}, {"note", "quotes \" and ünïcode"}};
 
 bool same_bytes(const at::Tensor& a, const at::Tensor& b) {
-  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
+  if (a.scalar_type() != b.scalar_type() || a.sizes() != b.sizes()) return false;
+  return a.numel() == 0 ||
          std::memcmp(a.contiguous().const_data_ptr(), b.contiguous().const_data_ptr(), a.nbytes()) == 0;
 }
 
