@@ -1,8 +1,8 @@
 #include "operators/linear/linear.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <fmt/ranges.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include "base/error.h"
@@ -24,7 +24,8 @@ constexpr int64_t kFewRows = 16;
 void check(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Rows& rows) {
   expect_activations("linear", "x", x);
   expect(x.dim() == 2, "[linear] expected x [N, in], got {} dimensions", x.dim());
-  expect(rows.size() == weights.size(), "[linear] expected rows for {} weights, got {}", weights.size(), rows.size());
+  expect(rows.size() == weights.size(), "[linear] expected rows for {} weights, got {}", weights.size(),
+         rows.size());
   for (const at::Tensor& weight : weights) {
     expect(weight.dim() == 2 && weight.size(1) == x.size(1), "[linear] expected weight [out, {}], got [{}]",
            x.size(1), fmt::join(weight.sizes(), ", "));
@@ -33,8 +34,16 @@ void check(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Ro
            at::toString(x.scalar_type()), at::toString(weight.scalar_type()));
   }
   for (const std::optional<at::Tensor>& selected : rows) {
-    expect(!selected || (selected->dim() == 1 && selected->scalar_type() == at::kLong),
-           "[linear] expected rows [n] of int64");
+    if (!selected) continue;
+    expect(selected->dim() == 1 && selected->scalar_type() == at::kLong,
+           "[linear] expected rows [n] of int64, got {} dimensions of {}", selected->dim(),
+           at::toString(selected->scalar_type()));
+    if (!selected->is_cpu()) continue;  // a look at them would wait for the device
+    const auto indices = selected->accessor<int64_t, 1>();
+    for (int64_t i = 0; i < indices.size(0); ++i) {
+      expect(indices[i] >= 0 && indices[i] < x.size(0), "[linear] expected rows below {}, got {}", x.size(0),
+             indices[i]);
+    }
   }
 }
 
@@ -64,9 +73,11 @@ std::vector<at::Tensor> multiply_few_rows(const at::Tensor& x, const std::vector
   return y;
 }
 
-std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Rows& rows) {
+std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<at::Tensor>& weights,
+                                 const Rows& rows) {
   bool few = x.is_cpu();
-  for (const std::optional<at::Tensor>& selected : rows) few &= (selected ? selected->numel() : x.size(0)) <= kFewRows;
+  for (const std::optional<at::Tensor>& selected : rows)
+    few &= (selected ? selected->numel() : x.size(0)) <= kFewRows;
   if (few) return multiply_few_rows(x, weights, rows);
   std::vector<at::Tensor> y;
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -79,8 +90,8 @@ std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<at::Tens
 void add_product(const at::Tensor& a, bool transpose_a, const at::Tensor& b, bool keep, at::Tensor& target) {
   if (a.is_cpu() && a.scalar_type() == at::kBFloat16) {
     const int64_t m = target.size(0), n = target.size(1), k = transpose_a ? a.size(0) : a.size(1);
-    cpu::gemm(transpose_a, false, m, n, k, 1.f, a.data_ptr<c10::BFloat16>(), a.size(1), b.data_ptr<c10::BFloat16>(), n,
-              keep ? 1.f : 0.f, target.data_ptr<float>(), n);
+    cpu::gemm(transpose_a, false, m, n, k, 1.f, a.data_ptr<c10::BFloat16>(), a.size(1),
+              b.data_ptr<c10::BFloat16>(), n, keep ? 1.f : 0.f, target.data_ptr<float>(), n);
     return;
   }
   const at::Tensor left = transpose_a ? a.t() : a;
@@ -100,8 +111,8 @@ void add_rows(const at::Tensor& from, const at::Tensor& rows, at::Tensor& to) {
     return;
   }
   const at::Tensor indices = rows.contiguous();
-  cpu::linear_add_rows(to.scalar_type(), from.data_ptr(), indices.data_ptr<int64_t>(), indices.numel(), to.size(1),
-                       to.data_ptr());
+  cpu::linear_add_rows(to.scalar_type(), from.data_ptr(), indices.data_ptr<int64_t>(), indices.numel(),
+                       to.size(1), to.data_ptr());
 }
 
 at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, const Rows& rows,
@@ -155,7 +166,8 @@ class Projections : public torch::autograd::Function<Projections> {
     if (context->needs_input_grad(0)) gradients[0] = input_gradient(x, weights, rows, upstream);
     for (size_t i = 0; i < count; ++i) {
       if (!upstream[i].defined() || !context->needs_input_grad(1 + i)) continue;
-      at::Tensor gradient = at::empty(weights[i].sizes(), weights[i].options().dtype(accumulate_type(x.scalar_type())));
+      at::Tensor gradient =
+          at::empty(weights[i].sizes(), weights[i].options().dtype(accumulate_type(x.scalar_type())));
       add_product(upstream[i].contiguous(), true, select(x, rows[i]).contiguous(), false, gradient);
       gradients[1 + i] = gradient.to(weights[i].scalar_type());
     }
@@ -163,7 +175,9 @@ class Projections : public torch::autograd::Function<Projections> {
   }
 };
 
-at::Tensor linear_schema(const at::Tensor& x, const at::Tensor& weight) { return operators::linear(x, weight); }
+at::Tensor linear_schema(const at::Tensor& x, const at::Tensor& weight) {
+  return operators::linear(x, weight);
+}
 
 std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList weights,
                                            const c10::List<std::optional<at::Tensor>>& rows) {
@@ -191,7 +205,8 @@ at::Tensor linear_reference(const at::Tensor& x, const at::Tensor& weight) {
 std::vector<at::Tensor> projections_reference(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                               const std::vector<std::optional<at::Tensor>>& rows) {
   std::vector<at::Tensor> y;
-  for (size_t i = 0; i < weights.size(); ++i) y.push_back(operators::linear_reference(select(x, rows[i]), weights[i]));
+  for (size_t i = 0; i < weights.size(); ++i)
+    y.push_back(operators::linear_reference(select(x, rows[i]), weights[i]));
   return y;
 }
 

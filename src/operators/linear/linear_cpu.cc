@@ -37,10 +37,12 @@ static void block(const FewRows& product, const T* x, int64_t inputs, int64_t ou
     pointers[r] = x + row * inputs;
   }
   Acc<T> sums[kOutputs * kRows];
-  dot_block<T, kOutputs, kRows>(static_cast<const T*>(product.weight) + output * inputs, inputs, pointers, sums);
+  dot_block<T, kOutputs, kRows>(static_cast<const T*>(product.weight) + output * inputs, inputs, pointers,
+                                sums);
   for (int o = 0; o < kOutputs; ++o) {
     for (int r = 0; r < kRows; ++r) {
-      static_cast<T*>(product.y)[(first_row + r) * product.outputs + output + o] = static_cast<T>(sums[o * kRows + r]);
+      static_cast<T*>(product.y)[(first_row + r) * product.outputs + output + o] =
+          static_cast<T>(sums[o * kRows + r]);
     }
   }
 }
@@ -76,7 +78,8 @@ static void few_rows(const T* x, int64_t inputs, const FewRows* products, int64_
   });
 }
 
-void linear_few_rows(at::ScalarType dtype, const void* x, int64_t inputs, const FewRows* products, int64_t count) {
+void linear_few_rows(at::ScalarType dtype, const void* x, int64_t inputs, const FewRows* products,
+                     int64_t count) {
   dispatch(dtype, [&]<typename T>() { few_rows(static_cast<const T*>(x), inputs, products, count); });
 }
 
@@ -97,8 +100,8 @@ static void add_rows(const A* from, const int64_t* rows, int64_t count, int64_t 
                    });
 }
 
-void linear_add_rows(at::ScalarType dtype, const void* from, const int64_t* rows, int64_t count, int64_t columns,
-                     void* to) {
+void linear_add_rows(at::ScalarType dtype, const void* from, const int64_t* rows, int64_t count,
+                     int64_t columns, void* to) {
   if (dtype == at::kDouble) {
     add_rows(static_cast<const double*>(from), rows, count, columns, static_cast<double*>(to));
   } else {

@@ -11,7 +11,7 @@ namespace oryx::operators {
 
 // y[r, o] = Σ_i x[rows[r], i] weight[o, i] for a few rows; all tensors contiguous.
 struct FewRows {
-  const void* weight;   // [outputs, inputs]
+  const void* weight;  // [outputs, inputs]
   int64_t outputs;
   const int64_t* rows;  // [count] into x, or null for 0 … count-1
   int64_t count;
@@ -20,7 +20,8 @@ struct FewRows {
 
 }  // namespace oryx::operators
 
-// Several weights over one x [·, inputs] of `dtype` in one parallel region; weights and y have that dtype too.
+// Several weights over one x [·, inputs] of `dtype` in one parallel region; weights and y have that dtype
+// too.
 ORYX_CPU_KERNEL(void, linear_few_rows,
                 (at::ScalarType dtype, const void* x, int64_t inputs, const operators::FewRows* products,
                  int64_t count),
