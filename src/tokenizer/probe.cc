@@ -37,7 +37,7 @@ template <typename Items>
 void write_items(const Items& items) {
   const uint32_t count = static_cast<uint32_t>(items.size());
   std::fwrite(&count, sizeof(count), 1, stdout);
-  std::fwrite(items.data(), sizeof(*items.data()), items.size(), stdout);
+  if (count > 0) std::fwrite(items.data(), sizeof(*items.data()), items.size(), stdout);
 }
 
 int run(const std::vector<std::string>& arguments) {
