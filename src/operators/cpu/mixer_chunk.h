@@ -88,13 +88,22 @@ struct Stream {
         outputs_per_query(shape.output_heads / shape.query_heads) {}
 };
 
-// Tokens [begin, begin + count) of one head as a block, and back.
+// Asks for a row that is needed soon: rows of one head lie too far apart for the processor to guess.
+template <typename Element>
+inline void prefetch_row(const Element* from, int64_t columns) {
+  constexpr int64_t line = 64 / sizeof(Element);
+  for (int64_t j = 0; j < columns; j += line) __builtin_prefetch(from + j, 0, 2);
+}
+
+// Tokens [begin, begin + count) of one head as a block, and back. `ahead` says how many tokens later (or
+// earlier) the next block lies; `time` bounds it.
 template <typename Element, typename Acc>
 inline void load_tokens(const cpu::RowView& view, int64_t batch, int64_t head, int64_t begin, int64_t count,
-                        int64_t columns, Acc* to, int64_t ld) {
+                        int64_t columns, Acc* to, int64_t ld, int64_t ahead, int64_t time) {
   const Element* from = static_cast<const Element*>(view.data) + batch * view.batch + head * view.head;
-  for (int64_t i = 0; i < count; ++i) {
-    load_row(from + (begin + i) * view.time, columns, Acc(1), to + i * ld, ld);
+  for (int64_t i = begin; i < begin + count; ++i, to += ld) {
+    if (i + ahead >= 0 && i + ahead < time) prefetch_row(from + (i + ahead) * view.time, columns);
+    load_row(from + i * view.time, columns, Acc(1), to, ld);
   }
 }
 template <typename Element, typename Acc>
@@ -111,14 +120,17 @@ inline void store_tokens(const cpu::RowView& view, int64_t batch, int64_t head, 
 struct ChunkRows {
   const int64_t* packed;  // [tokens]
   int64_t tokens, count;
-  int32_t* position;  // [count] within the chunk
-  int32_t* end;       // [count] position + 1
-  int32_t* first;     // [chunk] the first row at or after each position
+  int64_t before, after;  // tokens of the same sequence on both sides
+  int32_t* position;      // [count] within the chunk
+  int32_t* end;           // [count] position + 1
+  int32_t* first;         // [chunk] the first row at or after each position
 
   void find(const cpu::MixerInputs& a, const Stream& s, int64_t chunk, int64_t length) {
     const int64_t* begin = a.rows.chunk_begin + s.batch * (a.shape.chunks + 1) + chunk;
     packed = a.rows.row + begin[0];
     tokens = begin[1] - begin[0];
+    before = begin[0] - begin[-chunk];
+    after = begin[a.shape.chunks - chunk] - begin[1];
     count = tokens * s.group;
     const int32_t* at = a.rows.position + begin[0];
     int64_t row = 0;
@@ -140,14 +152,18 @@ struct ChunkRows {
   }
 };
 
-// The chunk's rows of a packed tensor whose heads are query heads (by_query) or output heads.
+// The chunk's rows of a packed tensor whose heads are query heads (by_query) or output heads. The next chunk
+// comes later, or earlier if `backwards`.
 template <typename Element, typename Acc>
 inline void load_packed(const cpu::RowView& view, const ChunkRows& rows, const Stream& s, bool by_query,
-                        int64_t columns, Acc factor, Acc* to, int64_t ld) {
+                        bool backwards, int64_t columns, Acc factor, Acc* to, int64_t ld) {
   const Element* data = static_cast<const Element*>(view.data);
+  const int64_t ahead = backwards ? -rows.tokens : rows.tokens;
   for (int64_t i = 0; i < rows.tokens; ++i) {
+    const bool next = i + ahead >= -rows.before && i + ahead < rows.tokens + rows.after;
     for (int64_t r = 0; r < s.group; ++r, to += ld) {
       const int64_t head = by_query ? (s.first_output + r) / s.outputs_per_query : s.first_output + r;
+      if (next) prefetch_row(data + rows.packed[i + ahead] * view.time + head * view.head, columns);
       load_row(data + rows.packed[i] * view.time + head * view.head, columns, factor, to, ld);
     }
   }
@@ -234,12 +250,13 @@ struct MixerChunk {
   int64_t ldk, ldv, ldc;
   ChunkRows rows;
   Decays<Acc> decay;
-  Acc* step;    // [C] Δ or β
-  Acc* key;     // [C, K]
-  Acc* key_t;   // [K, C]
-  Acc* value;   // [C, V]
-  Acc* query;   // [M, K]
-  Acc* scores;  // [M, C]
+  Acc* step;               // [C] Δ or β
+  Acc* key;                // [C, K]
+  Acc* key_t;              // [K, C]
+  Acc* value;              // [C, V]
+  Acc* query;              // [M, K]
+  Acc* scores;             // [M, C]
+  bool backwards = false;  // whether the chunks are visited from the last to the first
 
   MixerChunk(const cpu::MixerInputs& inputs, Arena& arena)
       : a(inputs), ldk(padded(a.shape.key_dim)), ldv(padded(a.shape.value_dim)), ldc(padded(a.shape.chunk)) {
@@ -266,8 +283,10 @@ struct MixerChunk {
 
   void load_inputs(const Stream& s, int64_t chunk) {
     const int64_t n = length(chunk), heads = a.shape.state_heads;
-    load_tokens<Element>(a.key, s.batch, s.key_head, begin(chunk), n, a.shape.key_dim, key, ldk);
-    load_tokens<Element>(a.value, s.batch, s.head, begin(chunk), n, a.shape.value_dim, value, ldv);
+    const int64_t ahead = backwards ? -a.shape.chunk : a.shape.chunk, time = a.shape.time;
+    load_tokens<Element>(a.key, s.batch, s.key_head, begin(chunk), n, a.shape.key_dim, key, ldk, ahead, time);
+    load_tokens<Element>(a.value, s.batch, s.head, begin(chunk), n, a.shape.value_dim, value, ldv, ahead,
+                         time);
     decay.compute(static_cast<const Acc*>(a.log_decay) + at(s, chunk), heads, n);
     const Acc* from = static_cast<const Acc*>(a.step) + at(s, chunk);
     for (int64_t i = 0; i < n; ++i) step[i] = from[i * heads];
@@ -276,7 +295,7 @@ struct MixerChunk {
 
   void load_query(const Stream& s, int64_t chunk, Acc scale) {
     rows.find(a, s, chunk, length(chunk));
-    load_packed<Element>(a.query, rows, s, true, a.shape.key_dim, scale, query, ldk);
+    load_packed<Element>(a.query, rows, s, true, backwards, a.shape.key_dim, scale, query, ldk);
   }
 
   void transpose_key(int64_t n) { transpose(n, a.shape.key_dim, key, ldk, key_t, ldc); }

@@ -65,8 +65,9 @@ struct StepWork {
   }
 
   void load_token(const Stream& s, int64_t time) {
-    load_tokens<Element>(a.key, s.batch, s.key_head, time, 1, a.shape.key_dim, key, a.shape.key_dim);
-    load_tokens<Element>(a.value, s.batch, s.head, time, 1, a.shape.value_dim, value, a.shape.value_dim);
+    const int64_t k = a.shape.key_dim, v = a.shape.value_dim, end = a.shape.time;
+    load_tokens<Element>(a.key, s.batch, s.key_head, time, 1, k, key, k, 1, end);
+    load_tokens<Element>(a.value, s.batch, s.head, time, 1, v, value, v, 1, end);
   }
   void load_query(const Stream& s, int64_t packed, Acc factor) {
     const Element* from = static_cast<const Element*>(a.query.data) + packed * a.query.time;

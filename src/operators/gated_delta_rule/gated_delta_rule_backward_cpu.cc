@@ -158,6 +158,7 @@ void backward(const GatedDeltaBackward& f, int64_t first_stream, int64_t last_st
   for (int64_t stream = first_stream; stream < last_stream; ++stream) {
     const Stream s(shape, stream);
     const Acc* inverses = static_cast<const Acc*>(f.inverse) + stream * shape.chunks * shape.chunk * ldc;
+    w.backwards = false;
     load_state(f.inputs.initial_state, stream, shape, w.states, ldv);
     for (int64_t chunk = 0; chunk < shape.chunks; ++chunk) {
       const bool has_state = chunk > 0 || f.inputs.initial_state != nullptr;
@@ -171,6 +172,7 @@ void backward(const GatedDeltaBackward& f, int64_t first_stream, int64_t last_st
         w.update_state(n, update, state + state_size);
       }
     }
+    w.backwards = true;
     bool state_gradient = f.d_final_state != nullptr;
     load_state(f.d_final_state, stream, shape, w.d_state, ldv);
     for (int64_t chunk = shape.chunks - 1; chunk >= 0; --chunk) {
@@ -191,7 +193,7 @@ void backward(const GatedDeltaBackward& f, int64_t first_stream, int64_t last_st
       }
       const Acc keep = Acc(state_gradient ? 1 : 0);
       if (m > 0) {
-        load_packed<Element>(f.d_output, w.rows, s, false, shape.value_dim, Acc(1), w.d_output, ldv);
+        load_packed<Element>(f.d_output, w.rows, s, false, true, shape.value_dim, Acc(1), w.d_output, ldv);
         w.multiply_scores(n);
         multiply<false>(m, padded(n), shape.value_dim, w.d_output, ldv, w.update_t, ldc, Acc(0), w.d_scores,
                         ldc, {.columns = w.rows.end});

@@ -105,6 +105,7 @@ TEST(GatedDeltaRule, RandomShapesMatchTheRecurrence) {
 TEST(GatedDeltaRule, RepeatsBitForBitOnAnyNumberOfThreads) {
   const MixerCase c{4, 200, 4, 2, 4, 64, 64, 64};
   const MixerTensors x = draw(c, at::kFloat, 8, true);
+  ASSERT_TRUE(at::empty({8}).isnan().all().item<bool>());  // fresh memory is poisoned
   const auto first = evaluate(chunked(c.chunk), x, at::kFloat, false);
   for (const int threads : {1, 2, 3}) {
     at::set_num_threads(threads);

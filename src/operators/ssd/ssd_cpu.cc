@@ -198,6 +198,7 @@ void backward(const SsdBackward& f, int64_t first_stream, int64_t last_stream, c
   const int64_t ldk = w.ldk, ldv = w.ldv, ldc = w.ldc, state_size = shape.key_dim * w.ldv;
   for (int64_t stream = first_stream; stream < last_stream; ++stream) {
     const Stream s(shape, stream);
+    w.backwards = false;
     load_state(f.inputs.initial_state, stream, shape, w.states, ldv);
     for (int64_t chunk = 0; chunk + 1 < shape.chunks; ++chunk) {
       Acc* next = w.states + (chunk + 1) * state_size;
@@ -205,6 +206,7 @@ void backward(const SsdBackward& f, int64_t first_stream, int64_t last_stream, c
       w.load_inputs(s, chunk);
       w.update_state(w.length(chunk), next);
     }
+    w.backwards = true;
     bool state_gradient = f.d_final_state != nullptr;
     load_state(f.d_final_state, stream, shape, w.d_state, ldv);
     if (f.d_skip != nullptr) {
@@ -227,7 +229,7 @@ void backward(const SsdBackward& f, int64_t first_stream, int64_t last_stream, c
       const int64_t m = w.rows.count;
       const Acc keep = Acc(state_gradient ? 1 : 0);
       if (m > 0) {
-        load_packed<Element>(f.d_output, w.rows, s, false, shape.value_dim, Acc(1), w.d_output, ldv);
+        load_packed<Element>(f.d_output, w.rows, s, false, true, shape.value_dim, Acc(1), w.d_output, ldv);
         w.transpose_key(n);
         w.multiply_scores(n);
         transpose(n, shape.value_dim, w.value, ldv, w.value_t, ldc);
