@@ -179,7 +179,7 @@ cpu::MixerInputs mixer_inputs(const cpu::MixerShape& shape, const QueryRows& row
 
 void for_streams(const cpu::MixerShape& shape, int64_t work, int64_t scratch_bytes,
                  const std::function<void(int64_t, int64_t, void*)>& kernel) {
-  constexpr int64_t smallest_task = 8192;  // elements: below it starting a thread costs more than it saves
+  constexpr int64_t smallest_task = 32768;  // elements: below it starting a thread costs more than it saves
   const int64_t grain = std::max<int64_t>(1, smallest_task / std::max<int64_t>(1, work));
   at::parallel_for(0, shape.batch * shape.state_heads, grain, [&](int64_t begin, int64_t end) {
     const at::Tensor scratch = at::empty({scratch_bytes}, at::kByte);  // ATen aligns to 64 bytes
