@@ -194,7 +194,7 @@ TrainMetrics Trainer::train_step(const at::Tensor& batch) {
 double Trainer::accumulate_gradients(const at::Tensor& batch, int64_t* attention_tokens) {
   const int64_t sequences = batch.size(0), length = source_.length();
   const double scale = 1.0 / static_cast<double>(sequences * length);
-  double loss = 0;
+  at::Tensor loss = at::zeros({}, at::TensorOptions(model_.device()).dtype(at::kDouble));
   for (int64_t begin = 0; begin < sequences; begin += recipe_.training.micro_batch) {
     const int64_t size = std::min(recipe_.training.micro_batch, sequences - begin);
     std::vector<schedule::ModeSpans> spans;
@@ -206,10 +206,10 @@ double Trainer::accumulate_gradients(const at::Tensor& batch, int64_t* attention
     const at::Tensor targets = tokens.narrow(1, 1, length).reshape({size * length}).to(model_.device());
     const at::Tensor hidden = model_.hidden(tokens.narrow(1, 0, length), spans);
     const at::Tensor part = model_.loss(hidden, targets, scale).first;
-    loss += part.item<double>();
+    loss.add_(part.detach());
     part.backward();
   }
-  return loss;
+  return loss.item<double>();
 }
 
 void Trainer::expect_finite(std::string_view what, double value) const {
