@@ -1,12 +1,15 @@
 # A room is one folder of src/ and one static library that links only the rooms it may include.
 
+# Executables share the precompiled header of the libraries, so they are compiled alike.
+set(CMAKE_CXX_COMPILE_OPTIONS_PIE -fPIC)
+
 add_library(oryx_options INTERFACE)
 target_compile_options(oryx_options INTERFACE
   -Wall -Wextra -Werror -Wshadow -Wnon-virtual-dtor -Woverloaded-virtual -Wno-unknown-pragmas -fopenmp)
 target_include_directories(oryx_options INTERFACE ${CMAKE_SOURCE_DIR}/src)
 target_link_libraries(oryx_options INTERFACE fmt::fmt)
 if(ORYX_SANITIZE)
-  target_compile_options(oryx_options INTERFACE -fsanitize=address,undefined -fno-omit-frame-pointer)
+  target_compile_options(oryx_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
   target_link_options(oryx_options INTERFACE -fsanitize=address,undefined)
 endif()
 

@@ -1,4 +1,6 @@
 // oryx inspect: what a model is and costs, from its config alone.
+#include <fmt/ranges.h>
+
 #include <memory>
 
 #include "base/error.h"

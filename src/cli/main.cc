@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <exception>
 #include <new>
@@ -19,12 +20,15 @@ namespace oryx::cli {
 
 namespace {
 
-// The nearest command, for an unknown one.
-int report_unknown_command(const CLI::App& app, const std::string& name) {
+std::vector<std::string> command_names(const CLI::App& app) {
   std::vector<std::string> names;
   for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) {
     names.push_back(command->get_name());
   }
+  return names;
+}
+
+int report_unknown_command(const std::string& name, const std::vector<std::string>& names) {
   std::fprintf(stderr, "oryx: unknown command '%s', did you mean '%s'?\n", name.c_str(),
                nearest_name(name, names).c_str());
   return 2;
@@ -41,8 +45,9 @@ int run(int argc, char** argv) {
   add_logits(app);
   add_curve(app);
   add_benchmark(app);
-  if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
-    return report_unknown_command(app, argv[1]);
+  const std::vector<std::string> names = command_names(app);
+  if (argc > 1 && argv[1][0] != '-' && std::find(names.begin(), names.end(), argv[1]) == names.end()) {
+    return report_unknown_command(argv[1], names);
   }
   try {
     app.parse(argc, argv);
@@ -61,6 +66,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   oryx::tune_allocator();
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is then an error of write(), like a full disk
   try {
     return oryx::cli::run(argc, argv);
   } catch (const oryx::cli::Interrupted&) {

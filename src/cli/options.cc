@@ -28,8 +28,7 @@ c10::Device ComputeOptions::resolve_device() const {
   if (device != "auto" && device != "cuda") {
     fail_usage("unknown device '{}': expected cpu, cuda or auto", device);
   }
-  const bool present = at::hasCUDA() && at::globalContext().getNumGPUs() > 0;
-  if (present) return c10::Device(c10::kCUDA, 0);
+  if (at::hasCUDA()) return c10::Device(c10::kCUDA, 0);
   expect(device == "auto", "device cuda was asked for, but no CUDA device is usable here");
   return c10::Device(c10::kCPU);
 }
