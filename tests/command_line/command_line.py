@@ -46,10 +46,11 @@ def weights_of(kind, layers=2, seed=0):
                     layer + "mlp_norm.weight": np.ones(WIDTH, np.float32),
                     layer + "mlp.gate.weight": normal(MLP, WIDTH), layer + "mlp.up.weight": normal(MLP, WIDTH),
                     layer + "mlp.down.weight": normal(WIDTH, MLP), mixer + "attention.query.weight": normal(WIDTH, WIDTH)}
-        for name in ("key", "value", "gate", "output"):
+        for name in ("key", "value", "output"):
             tensors[f"{mixer}{name}.weight"] = normal(WIDTH, WIDTH)
         if kind == "attention":
             continue
+        tensors[mixer + "gate.weight"] = normal(WIDTH, WIDTH)
         for name in ("key", "value"):
             tensors[f"{mixer}{name}_conv.weight"] = normal(WIDTH, 4, scale=0.5)
         linear = f"{mixer}{kind}."
@@ -101,7 +102,7 @@ class CommandLineTest(unittest.TestCase):
         self.assertEqual(sorted(self.folder.rglob("*")), before, what)
 
     def write_tokens(self, tokens, name="tokens.safetensors", key="tokens"):
-        save_file({key: np.asarray(tokens)}, self.folder / name)
+        save_file({key: np.ascontiguousarray(tokens)}, self.folder / name)  # a view would be saved wrong
         return self.folder / name
 
     def logits(self, model, tokens, schedule, *options):

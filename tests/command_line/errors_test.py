@@ -98,7 +98,7 @@ class Recipes(CommandLineTest):
         self.fails(1, ["train", self.write(recipe)], "trainning", "training")
 
     def test_wrong_types_and_values(self):
-        self.fails(1, ["inspect", self.write(self.RECIPE.replace("= 2", '= "two"'))], "heads", "two")
+        self.fails(1, ["inspect", self.write(self.RECIPE.replace("heads = 2", 'heads = "two"'))], "heads", "two")
         self.fails(1, ["inspect", self.write(self.RECIPE.replace('"ssd"', '"sdd"'))], "sdd", "ssd")
         self.fails(1, ["inspect", self.write(self.RECIPE + 'norm = "batch"\n')], "norm", "batch", "full")
         self.fails(1, ["inspect", self.write(self.RECIPE + "layers = 2\n")], "layers")

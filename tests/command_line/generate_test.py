@@ -66,7 +66,7 @@ class Generate(CommandLineTest):
         streamed = self.succeeds(*self.arguments("--max-tokens", 30, "--stop", stop)).stdout
         self.assertEqual(streamed.rstrip("\n"), whole[:end].rstrip("\n"))
         # The beginning of a stop string that does not come is text after all.
-        done = self.generate("--max-tokens", 30, "--stop", whole[-2:] + "\0")
+        done = self.generate("--max-tokens", 30, "--stop", whole[-2:] + "\x7f")
         self.assertEqual(done["text"], whole)
 
     def test_seeds(self):
