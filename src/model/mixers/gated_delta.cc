@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include <array>
 #include <cmath>
 
 #include "model/mixers/mixer.h"
@@ -30,7 +31,7 @@ class GatedDelta : public Mixer {
     at::Tensor key = rotates_ ? shared.rotated_key : shared.key;
     if (options_.l2_norm != "none") key = operators::l2_norm(key);
     const at::ScalarType accumulate = decay_bias_.scalar_type();
-    const at::IntArrayRef per_head = {key.size(0), key.size(1), decay_bias_.size(0)};
+    const std::array<int64_t, 3> per_head = {key.size(0), key.size(1), decay_bias_.size(0)};
     const at::Tensor log_decay =
         (at::softplus(projected[0].to(accumulate) + decay_bias_) * -log_a_.exp()).view(per_head);
     const at::Tensor beta = at::sigmoid(projected[1].to(accumulate)).view(per_head);
