@@ -128,9 +128,9 @@ void Trainer::describe() const {
                         schedule.per == "chunk" ? fmt::format("chunk of {}", schedule.chunk) : "sequence");
   }
   const TrainingOptions& t = recipe_.training;
-  log("model     {}: {} layers, width {}, {:.1f} M parameters, {} weights, computing in {} on {}",
-      fmt::join(recipe_.model.mixers, " + "), recipe_.model.layers, recipe_.model.width, 1e-6 * parameters,
-      c10::toString(recipe_.weight_dtype()), t.dtype, model_.device().str());
+  log("model     {}: {} layers, width {}, {:.2f} million parameters, computing in {} on {}",
+      fmt::join(recipe_.model.mixers, " + "), recipe_.model.layers, recipe_.model.width,
+      1e-6 * static_cast<double>(parameters), t.dtype, model_.device().str());
   log("data      {} tokens, {} sequences of {}, {}", source_.tokens(), source_.count(), source_.length(),
       recipe_.data.order);
   log("schedule  {}", modes);
