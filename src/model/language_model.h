@@ -19,6 +19,9 @@ class LanguageModel {
   // `dtype` is the computing type of activations and products; it may be lower than the weights' own (bfloat16
   // over float32 master weights).
   LanguageModel(ModelConfig config, Weights weights, at::ScalarType dtype);
+  LanguageModel(LanguageModel&&) = default;
+  LanguageModel& operator=(LanguageModel&&) = default;
+
   // A model directory, its matrices held in `dtype`.
   static LanguageModel load(const std::filesystem::path& directory, at::ScalarType dtype, at::Device device);
 

@@ -4,6 +4,10 @@
 #include <ATen/ATen.h>
 #include <rapidcheck.h>
 
+#include <algorithm>
+#include <string>
+#include <vector>
+
 #include "model/language_model.h"
 
 namespace oryx::model::testing {
@@ -12,10 +16,9 @@ namespace oryx::model::testing {
 // heads, a baseline, or a static hybrid.
 inline ModelConfig random_config() {
   const int kind = *rc::gen::weightedElement<int>({{4, 0}, {4, 1}, {1, 2}, {1, 3}, {1, 4}, {1, 5}, {1, 6}});
-  const std::vector<std::vector<std::string>> mixers = {{"attention", "ssd"},         {"attention", "gated_delta"},
-                                                        {"attention"},                {"ssd"},
-                                                        {"gated_delta"},              {"attention", "ssd"},
-                                                        {"attention", "gated_delta"}};
+  using Names = std::vector<std::string>;
+  const Names tm{"attention", "ssd"}, tg{"attention", "gated_delta"};
+  const std::vector<Names> mixers = {tm, tg, Names{"attention"}, Names{"ssd"}, Names{"gated_delta"}, tm, tg};
   ModelConfig config = ModelConfig::with_mixers(mixers[kind]);
   config.layers = *rc::gen::inRange(2, 4);
   config.width = 16;
