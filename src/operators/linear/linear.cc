@@ -68,7 +68,7 @@ std::vector<at::Tensor> multiply_few_rows(const at::Tensor& x, const std::vector
     products.push_back({weight.data_ptr(), weight.size(0), selected, count, y.back().data_ptr()});
     kept.push_back(weight);
   }
-  cpu::linear_few_rows(x.scalar_type(), input.data_ptr(), x.size(1), products.data(),
+  cpu::linear_few_rows(x.scalar_type(), input.data_ptr(), x.size(0), x.size(1), products.data(),
                        static_cast<int64_t>(products.size()));
   return y;
 }

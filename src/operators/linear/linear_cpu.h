@@ -20,12 +20,12 @@ struct FewRows {
 
 }  // namespace oryx::operators
 
-// Several weights over one x [·, inputs] of `dtype` in one parallel region; weights and y have that dtype
+// Several weights over one x [rows, inputs] of `dtype` in one parallel region; weights and y have that dtype
 // too.
 ORYX_CPU_KERNEL(void, linear_few_rows,
-                (at::ScalarType dtype, const void* x, int64_t inputs, const operators::FewRows* products,
-                 int64_t count),
-                (dtype, x, inputs, products, count))
+                (at::ScalarType dtype, const void* x, int64_t rows, int64_t inputs,
+                 const operators::FewRows* products, int64_t count),
+                (dtype, x, rows, inputs, products, count))
 // to[rows[r], c] += from[r, c] for c < columns; float32 or float64; in the order of r.
 ORYX_CPU_KERNEL(void, linear_add_rows,
                 (at::ScalarType dtype, const void* from, const int64_t* rows, int64_t count, int64_t columns,
