@@ -58,6 +58,12 @@ class Output {
         stream_(options.stops),
         json_(options.json),
         colour_(use_colour(options.color)) {}
+  Output(const Output&) = delete;
+  Output& operator=(const Output&) = delete;
+  // A terminal is left as it was found, whatever ended the text.
+  ~Output() {
+    if (shown_ >= 0) std::fputs(colour_end().c_str(), stdout);
+  }
 
   // False once a stop string is complete.
   bool push(int64_t id, Mode mode) {
@@ -81,6 +87,8 @@ class Output {
 
   void finish() {
     show(stream_.finish());
+    if (shown_ >= 0) write(colour_end());
+    shown_ = -1;
     if (!json_ && !text_.empty() && text_.back() != '\n') write("\n");
   }
 
@@ -91,7 +99,11 @@ class Output {
     for (const TextStream::Piece& piece : pieces) {
       text_ += piece.text;
       if (json_) continue;
-      write(colour_ ? colour_of(static_cast<Mode>(piece.tag)) + piece.text + colour_end() : piece.text);
+      if (colour_ && piece.tag != shown_) {
+        write(colour_end() + colour_of(static_cast<Mode>(piece.tag)));
+        shown_ = piece.tag;
+      }
+      write(piece.text);
     }
   }
 
@@ -105,6 +117,7 @@ class Output {
   TextStream stream_;
   std::string text_;
   bool json_, colour_;
+  int shown_ = -1;  // the mode whose colour is on
 };
 
 // How fast the prompt was read and the tokens came.

@@ -13,8 +13,8 @@ namespace {
 // Okabe and Ito, "Color universal design" (2008), without the yellow that a white page swallows.
 constexpr std::array<const char*, 7> kColours = {"#0072B2", "#D55E00", "#009E73", "#CC79A7",
                                                  "#E69F00", "#56B4E9", "#000000"};
-// Emphasised series are solid; the others take the dashes in turn.
-constexpr std::array<const char*, 6> kDashes = {"7 3", "2 3", "10 3 2 3", "5 2 1 2 1 2", "14 4", "1 2"};
+// Of the series that are not emphasised, in turn.
+constexpr std::array<const char*, 6> kDashes = {"", "7 3", "2 3", "10 3 2 3", "14 4", "5 2 1 2 1 2"};
 
 constexpr int kMaximumPoints = 1500;  // of a polyline: more than the pixels of its width serve no one
 
@@ -52,10 +52,12 @@ struct Frame {
 
 struct Style {
   std::string colour, dash;
-  double width;
+  bool emphasised;
 
+  // What others are compared with is a broad pale band: a curve that coincides with it stays visible on top.
   std::string attributes() const {
-    return fmt::format(R"(stroke="{}" stroke-width="{}"{} fill="none")", colour, width,
+    return fmt::format(R"(stroke="{}" stroke-width="{}"{}{} fill="none")", colour, emphasised ? "5" : "1.7",
+                       emphasised ? R"( stroke-opacity="0.45")" : "",
                        dash.empty() ? "" : fmt::format(R"( stroke-dasharray="{}")", dash));
   }
 };
@@ -64,9 +66,9 @@ std::vector<Style> styles(const Plot& plot) {
   std::vector<Style> result;
   size_t dash = 0;
   for (size_t i = 0; i < plot.series.size(); ++i) {
-    const bool solid = plot.series[i].emphasised || plot.series.size() == 1;
+    const bool emphasised = plot.series[i].emphasised;
     result.push_back(
-        {kColours[i % kColours.size()], solid ? "" : kDashes[dash++ % kDashes.size()], solid ? 2.4 : 1.6});
+        {kColours[i % kColours.size()], emphasised ? "" : kDashes[dash++ % kDashes.size()], emphasised});
   }
   return result;
 }

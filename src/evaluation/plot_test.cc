@@ -61,8 +61,11 @@ TEST(Svg, HoldsEverySeriesLabelAndMarker) {
   EXPECT_EQ(svg.find("<friends>"), std::string::npos);
   EXPECT_NE(svg.find(">perplexity</text>"), std::string::npos);
   EXPECT_EQ(svg.find("nan"), std::string::npos);
-  // Told apart without colour: one solid line, one dashed (in the curve and in the legend).
-  EXPECT_EQ(count(svg, "stroke-dasharray=\"7 3\""), 2u);
+  // Told apart without colour, in the curve and in the legend: the emphasised one is a band.
+  EXPECT_EQ(count(svg, "stroke-opacity"), 2u);
+  Plot more = two_lines();
+  more.series.push_back({"third", {0, 100}, {5, 6}, false});
+  EXPECT_EQ(count(to_svg(more), "stroke-dasharray=\"7 3\""), 2u);
 }
 
 TEST(Svg, GapsBreakTheLine) {

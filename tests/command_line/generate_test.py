@@ -91,7 +91,9 @@ class Generate(CommandLineTest):
             self.assertIn(code, stripped)
             stripped = stripped.replace(code, "")
         self.assertEqual(stripped, plain)
-        self.assertEqual(coloured.stdout.count(attention), 30 - len(PROMPT))
+        before, after = coloured.stdout.split(linear)
+        self.assertEqual(before, end + attention + plain[:30 - len(PROMPT)] + end)
+        self.assertEqual(after, plain[30 - len(PROMPT):-1] + end + "\n")
         self.assertIn("attention", coloured.stderr)
         self.assertIn("linear", coloured.stderr)
 
