@@ -96,10 +96,11 @@ inline void for_each_token(const cpu::MixerInputs& a, int64_t begin, int64_t end
   for (int64_t stream = begin; stream < end; ++stream) {
     const Stream s(shape, stream);
     Acc* to = static_cast<Acc*>(final_state) + stream * size;
-    const Acc* from = static_cast<const Acc*>(a.initial_state) + stream * size;
-    if (a.initial_state == nullptr) {
+    const Acc* from = to;
+    if (a.initial_state != nullptr) {
+      from = static_cast<const Acc*>(a.initial_state) + stream * size;
+    } else {
       std::memset(to, 0, size * sizeof(Acc));
-      from = to;
     }
     const int64_t* range = a.rows.chunk_begin + s.batch * (shape.chunks + 1);
     int64_t entry = range[0];

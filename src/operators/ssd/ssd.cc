@@ -29,14 +29,14 @@ struct Inputs {
   Inputs(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
          const at::Tensor& log_decay_given, const at::Tensor& step_given, const Optional& skip_given,
          const at::Tensor& spans_given, const Optional& state_given, int64_t chunk)
-      : query(with_contiguous_rows(query_given)),
-        key(with_contiguous_rows(key_given)),
-        value(with_contiguous_rows(value_given)),
-        log_decay(log_decay_given.contiguous()),
-        step(step_given.contiguous()),
-        spans(spans_given),
+      : spans(spans_given),
         shape(expect_mixer_tensors({"ssd", "step", query_given, key_given, value_given, log_decay_given,
                                     step_given, spans_given, state_given, chunk})) {
+    query = with_contiguous_rows(query_given);
+    key = with_contiguous_rows(key_given);
+    value = with_contiguous_rows(value_given);
+    log_decay = log_decay_given.contiguous();
+    step = step_given.contiguous();
     if (skip_given.has_value() && skip_given->defined()) {
       expect_shape("ssd", "skip", *skip_given, {shape.output_heads});
       skip = skip_given->to(accumulate_type(value.scalar_type())).contiguous();
