@@ -20,9 +20,12 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-constexpr int64_t kLanes = 64;  // query rows · heads of a group in one block; fewer when threads would idle
-constexpr int64_t kFewestLanes = 16;
+constexpr int64_t kFewestLanes = 16;  // of a block: query rows · heads of a group
 constexpr int64_t kDecodeKeys = 128;  // positions of one decode task
+
+// The most lanes of a block. Few waste less at the diagonal; more read and repack a tile of keys less often,
+// which the bfloat16 product of the BLAS does at every call.
+int64_t most_lanes(at::ScalarType dtype) { return dtype == at::kBFloat16 ? 64 : 32; }
 
 void check(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& spans) {
   constexpr auto who = "attention";
@@ -130,8 +133,9 @@ at::Tensor last_contiguous(const at::Tensor& x) {
   return x.size(-1) > 1 && x.stride(-1) != 1 ? x.contiguous() : x;
 }
 
-int64_t rows_per_block(const Plan& plan, int64_t group, int64_t key_heads) {
-  int64_t lanes = kLanes;
+// Rows of a forward block: smaller blocks when threads would idle.
+int64_t rows_per_block(const Plan& plan, at::ScalarType dtype, int64_t group, int64_t key_heads) {
+  int64_t lanes = most_lanes(dtype);
   const auto rows = [&] { return std::max<int64_t>(1, lanes / group); };
   const int64_t wanted = 2 * at::get_num_threads();
   while (lanes > kFewestLanes &&
@@ -179,8 +183,9 @@ std::tuple<at::Tensor, at::Tensor> forward(const at::Tensor& query, const at::Te
 
   decode(problem, plan, accumulate);
   std::vector<cpu::ForwardTask> tasks;
-  for (const cpu::QueryBlock& block :
-       plan.blocks(rows_per_block(plan, problem.query_heads / problem.key_heads, problem.key_heads), false)) {
+  for (const cpu::QueryBlock& block : plan.blocks(
+           rows_per_block(plan, problem.dtype, problem.query_heads / problem.key_heads, problem.key_heads),
+           false)) {
     for (int64_t head = 0; head < problem.key_heads; ++head) tasks.push_back({block, head});
   }
   // Longest first, so that the threads end together.
@@ -205,7 +210,7 @@ variable_list backward(const at::Tensor& query, const at::Tensor& key, const at:
   problem.key_grad = key_grad.data_ptr(), problem.value_grad = value_grad.data_ptr();
 
   std::vector<cpu::QueryBlock> blocks =
-      plan.blocks(std::max<int64_t>(1, kLanes / (problem.query_heads / key_heads)), true);
+      plan.blocks(std::max<int64_t>(1, most_lanes(problem.dtype) / (problem.query_heads / key_heads)), true);
   std::stable_sort(blocks.begin(), blocks.end(),
                    [](const auto& a, const auto& b) { return a.sequence < b.sequence; });
   // One task per sequence and key head; several, each with sums of its own, when threads would idle.

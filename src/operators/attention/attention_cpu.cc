@@ -84,29 +84,33 @@ void lane_positions(const AttentionProblem& p, const QueryBlock& block, const La
   }
 }
 
-// Scores of the tile that starts at key `begin`: scale · K · Qᵀ, −∞ where the key comes after the query.
-// Returns the rows of the tile, all keys up to the block's last query.
-template <typename T, typename A>
-int64_t score_tile(const AttentionProblem& p, const QueryBlock& block, const Lanes& lanes, Rows<T> key,
-                   int64_t begin, const T* query, const int32_t* positions, A* scores) {
-  const int64_t keys = std::min<int64_t>(kKeys, block.last + 1 - begin);
-  if (keys == 1 && begin > 0) {
-    // The BLAS has another order of sums for a single row: let it compute two.
-    cpu::gemm(false, false, 2, lanes.padded, p.key_dim, A(p.scale), key.data + (begin - 1) * key.stride,
-              key.stride, query, lanes.padded, A(0), scores, lanes.padded);
-    std::memcpy(scores, scores + lanes.padded, lanes.padded * sizeof(A));
-  } else {
-    cpu::gemm(false, false, keys, lanes.padded, p.key_dim, A(p.scale), key.data + begin * key.stride,
-              key.stride, query, lanes.padded, A(0), scores, lanes.padded);
+// The keys of one step. The BLAS sums products with a single row in another order, so a tile of one key takes
+// the key before it along (`extra` = 1), masked: results do not depend on where a block of queries ends.
+struct Tile {
+  int64_t begin, keys, extra;
+
+  Tile(const QueryBlock& block, int64_t first)
+      : begin(first), keys(std::min<int64_t>(kKeys, block.last + 1 - first)), extra(first > 0 && keys == 1) {
+    begin -= extra;
+    keys += extra;
   }
-  for (int64_t j = std::max<int64_t>(0, block.first + 1 - begin); j < keys; ++j) {
+};
+
+// scores = scale · K · Qᵀ for the keys of a tile, −∞ where the key comes after the query or is extra.
+template <typename T, typename A>
+void score_tile(const AttentionProblem& p, const QueryBlock& block, const Lanes& lanes, Rows<T> key,
+                const Tile& tile, const T* query, const int32_t* positions, A* scores) {
+  constexpr A masked = -std::numeric_limits<A>::infinity();
+  cpu::gemm(false, false, tile.keys, lanes.padded, p.key_dim, A(p.scale), key.data + tile.begin * key.stride,
+            key.stride, query, lanes.padded, A(0), scores, lanes.padded);
+  std::fill(scores, scores + tile.extra * lanes.padded, masked);
+  for (int64_t j = std::max<int64_t>(0, block.first + 1 - tile.begin); j < tile.keys; ++j) {
     A* row = scores + j * lanes.padded;
 #pragma omp simd
     for (int64_t lane = 0; lane < lanes.padded; ++lane) {
-      row[lane] = positions[lane] < begin + j ? -std::numeric_limits<A>::infinity() : row[lane];
+      row[lane] = positions[lane] < tile.begin + j ? masked : row[lane];
     }
   }
-  return keys;
 }
 
 // Calls body.operator()<W>(lane) for groups of W vectors that cover the lanes.
@@ -195,9 +199,9 @@ void forward_block(const AttentionProblem& p, const QueryBlock& block, int64_t k
   }
 
   for (int64_t begin = 0; begin <= block.last; begin += kKeys) {
-    const int64_t keys =
-        score_tile(p, block, lanes, key, begin, s.query.get(), s.positions.get(), s.scores.get());
-    softmax_tile(keys, lanes.padded, s.scores.get(), s.probabilities(), maximum, sum, factor);
+    const Tile tile(block, begin);
+    score_tile(p, block, lanes, key, tile, s.query.get(), s.positions.get(), s.scores.get());
+    softmax_tile(tile.keys, lanes.padded, s.scores.get(), s.probabilities(), maximum, sum, factor);
     if (begin > 0) {
       for (int64_t lane = 0; lane < lanes.count; ++lane) {
         A* row = output + lane * p.value_dim;
@@ -205,8 +209,8 @@ void forward_block(const AttentionProblem& p, const QueryBlock& block, int64_t k
         for (int64_t d = 0; d < p.value_dim; ++d) row[d] *= factor[lane];
       }
     }
-    cpu::gemm(true, false, lanes.padded, p.value_dim, keys, A(1), s.probabilities(), lanes.padded,
-              value.data + begin * value.stride, value.stride, A(begin > 0), output, p.value_dim);
+    cpu::gemm(true, false, lanes.padded, p.value_dim, tile.keys, A(1), s.probabilities(), lanes.padded,
+              value.data + tile.begin * value.stride, value.stride, A(begin > 0), output, p.value_dim);
   }
 
   for (int64_t lane = 0; lane < lanes.count; ++lane) {
@@ -310,18 +314,18 @@ void backward_block(const AttentionProblem& p, const QueryBlock& block, int64_t 
 
   T *probabilities = s.probabilities(), *score_grad = s.score_grad(padded);
   for (int64_t begin = 0; begin <= block.last; begin += kKeys) {
-    const int64_t keys =
-        score_tile(p, block, lanes, key, begin, s.query_transposed.get(), s.positions.get(), s.scores.get());
-    cpu::gemm(false, false, keys, padded, value_dim, A(1), value.data + begin * value.stride, value.stride,
-              s.grad_transposed.get(), padded, A(0), s.probability_grad.get(), padded);
-    gradient_tile(keys, padded, s.scores.get(), s.probability_grad.get(), s.logsumexp.get(), s.delta.get(),
-                  probabilities, score_grad);
-    cpu::gemm(false, false, keys, value_dim, padded, A(1), probabilities, padded, s.grad.get(), value_dim,
-              A(1), value_grad + begin * value_dim, value_dim);
-    cpu::gemm(false, false, keys, key_dim, padded, A(p.scale), score_grad, padded, s.query.get(), key_dim,
-              A(1), key_grad + begin * key_dim, key_dim);
-    cpu::gemm(true, false, padded, key_dim, keys, A(p.scale), score_grad, padded,
-              key.data + begin * key.stride, key.stride, A(begin > 0), s.query_grad.get(), key_dim);
+    const Tile tile(block, begin);
+    score_tile(p, block, lanes, key, tile, s.query_transposed.get(), s.positions.get(), s.scores.get());
+    cpu::gemm(false, false, tile.keys, padded, value_dim, A(1), value.data + tile.begin * value.stride,
+              value.stride, s.grad_transposed.get(), padded, A(0), s.probability_grad.get(), padded);
+    gradient_tile(tile.keys, padded, s.scores.get(), s.probability_grad.get(), s.logsumexp.get(),
+                  s.delta.get(), probabilities, score_grad);
+    cpu::gemm(false, false, tile.keys, value_dim, padded, A(1), probabilities, padded, s.grad.get(),
+              value_dim, A(1), value_grad + tile.begin * value_dim, value_dim);
+    cpu::gemm(false, false, tile.keys, key_dim, padded, A(p.scale), score_grad, padded, s.query.get(),
+              key_dim, A(1), key_grad + tile.begin * key_dim, key_dim);
+    cpu::gemm(true, false, padded, key_dim, tile.keys, A(p.scale), score_grad, padded,
+              key.data + tile.begin * key.stride, key.stride, A(begin > 0), s.query_grad.get(), key_dim);
   }
   for (int64_t lane = 0; lane < lanes.count; ++lane) {
     const A* from = s.query_grad.get() + lane * key_dim;

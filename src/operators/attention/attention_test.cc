@@ -221,12 +221,13 @@ TEST(Attention, WholeEqualsPieces) {
     const at::Tensor whole = part(0, 400);
     for (int repeat = 0; repeat < 3; ++repeat) {
       std::vector<at::Tensor> pieces;
-      for (int64_t begin = 0; begin < 400;) {
-        const int64_t end = std::min<int64_t>(400, begin + 1 + random() % (repeat == 2 ? 1 : 150));
+      for (int64_t begin = repeat == 2 ? 250 : 0; begin < 400;) {
+        const int64_t end = std::min<int64_t>(
+            400, begin + 1 + random() % (repeat == 2 ? 1 : 150));  // the third time row by row
         pieces.push_back(part(begin, end));
         begin = end;
       }
-      EXPECT_LT(error(at::cat(pieces), whole), limit);
+      EXPECT_LT(error(at::cat(pieces), whole.slice(0, repeat == 2 ? 250 : 0)), limit);
     }
   }
 }
