@@ -19,7 +19,8 @@ void expect_shape(std::string_view who, std::string_view name, const at::Tensor&
   fail("[{}] expected {} [{}], got [{}]", who, name, fmt::join(sizes, ", "), fmt::join(tensor.sizes(), ", "));
 }
 
-void expect_dimensions(std::string_view who, std::string_view name, const at::Tensor& tensor, int64_t dimensions) {
+void expect_dimensions(std::string_view who, std::string_view name, const at::Tensor& tensor,
+                       int64_t dimensions) {
   if (!tensor.defined()) fail("[{}] expected {} with {} dimensions, got no tensor", who, name, dimensions);
   expect(tensor.dim() == dimensions, "[{}] expected {} with {} dimensions, got [{}]", who, name, dimensions,
          fmt::join(tensor.sizes(), ", "));

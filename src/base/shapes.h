@@ -14,6 +14,7 @@ void expect_shape(std::string_view who, std::string_view name, const at::Tensor&
                   std::initializer_list<int64_t> sizes);
 
 // Throws Error unless the tensor has `dimensions` dimensions.
-void expect_dimensions(std::string_view who, std::string_view name, const at::Tensor& tensor, int64_t dimensions);
+void expect_dimensions(std::string_view who, std::string_view name, const at::Tensor& tensor,
+                       int64_t dimensions);
 
 }  // namespace oryx

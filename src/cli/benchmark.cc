@@ -40,7 +40,9 @@ struct Timing {
   std::vector<double> seconds;  // one a repeat
 };
 
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // The most memory this process has held, in bytes.
 int64_t peak_memory() {
@@ -52,7 +54,8 @@ int64_t peak_memory() {
 void report(const Options& options, Timing timing) {
   std::sort(timing.seconds.begin(), timing.seconds.end());
   const double tokens = static_cast<double>(timing.tokens_per_repeat);
-  const double best = tokens / timing.seconds.front(), median = tokens / timing.seconds[timing.seconds.size() / 2];
+  const double best = tokens / timing.seconds.front(),
+               median = tokens / timing.seconds[timing.seconds.size() / 2];
   if (options.json) {
     Table table;
     table.set("benchmark", Value{timing.what});
@@ -94,7 +97,8 @@ void benchmark_train(const Options& options) {
   model::LanguageModel language_model(config, random_weights(config, master, device), dtype);
   training::Optimizer optimizer(language_model.weights(), {});
 
-  Timing timing{"train", options.schedule.empty() ? "drawn" : options.schedule, options.batch * options.length, {}};
+  Timing timing{
+      "train", options.schedule.empty() ? "drawn" : options.schedule, options.batch * options.length, {}};
   for (int64_t step = 0; step <= options.repeats; ++step) {
     const at::Tensor tokens = random_tokens(config, options.batch, options.length + 1, device);
     std::vector<ModeSpans> spans;
@@ -104,7 +108,8 @@ void benchmark_train(const Options& options) {
       } else if (config.is_switchable()) {
         spans.push_back(schedule::draw({}, options.length, /*seed=*/1, step, b));
       } else {
-        spans.push_back(schedule::Schedule::parse(default_schedule(config)).spans(options.length, options.length));
+        spans.push_back(
+            schedule::Schedule::parse(default_schedule(config)).spans(options.length, options.length));
       }
     }
     const double start = now();
@@ -173,7 +178,9 @@ void add(CLI::App* parent, const std::string& name, const std::string& help, voi
   command->add_option("source", options->source, "a recipe or a model directory, for its sizes")->required();
   command->add_option("overrides", options->overrides, "section.key=value, for a recipe");
   command->add_option("--schedule", options->schedule, "which mixer serves which tokens");
-  command->add_option("--repeats", options->repeats, "timed repeats")->check(CLI::PositiveNumber)->capture_default_str();
+  command->add_option("--repeats", options->repeats, "timed repeats")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
   command->add_flag("--json", options->json, "machine-readable");
   options->compute.add_to(*command);
   add_own(command, *options);

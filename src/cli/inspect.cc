@@ -47,8 +47,9 @@ void print_table(const model::ModelConfig& config, const model::ParameterCount& 
                  const model::StateBytes& state, const std::vector<Cost>& costs) {
   fmt::print("mixers                 {}{}\n", fmt::join(config.mixers, " + "),
              config.hybrid == "none" ? "" : " (" + config.hybrid + ")");
-  fmt::print("layers × width         {} × {}, {} query heads of {}, {} value heads of {}, MLP {}\n", config.layers,
-             config.width, config.heads, config.head_dim, config.value_heads, config.value_dim, config.mlp_width);
+  fmt::print("layers × width         {} × {}, {} query heads of {}, {} value heads of {}, MLP {}\n",
+             config.layers, config.width, config.heads, config.head_dim, config.value_heads, config.value_dim,
+             config.mlp_width);
   fmt::print("parameters             {} stored ({}), of them {} embedding\n", parameters.total,
              count_text(parameters.total), count_text(parameters.embedding));
   for (const Mode mode : {Mode::attention, Mode::linear}) {
@@ -61,18 +62,21 @@ void print_table(const model::ModelConfig& config, const model::ParameterCount& 
                100 * parameters.tied_share_of_mode(Mode::attention),
                100 * parameters.tied_share_of_mode(Mode::attention),
                100 * parameters.tied_share_of_mode(Mode::linear));
-    fmt::print("                       {:.1f}% of all stored block weights\n", 100 * parameters.tied_share_of_stored());
+    fmt::print("                       {:.1f}% of all stored block weights\n",
+               100 * parameters.tied_share_of_stored());
   }
-  fmt::print("state                  {} bytes a token (keys and values), {} bytes a sequence (recurrence, "
-             "convolutions)\n",
-             state.per_token, state.per_sequence);
+  fmt::print(
+      "state                  {} bytes a token (keys and values), {} bytes a sequence (recurrence, "
+      "convolutions)\n",
+      state.per_token, state.per_sequence);
   fmt::print("\nfloating-point operations of one forward pass, GFLOP\n");
   fmt::print("{:>8}  {:<26} {:>9} {:>12} {:>10} {:>10} {:>10} {:>12}\n", "tokens", "schedule", "attention",
              "weights", "state", "linear", "attention", "total");
   for (const Cost& cost : costs) {
     fmt::print("{:>8}  {:<26} {:>8.1f}% {:>12.1f} {:>10.2f} {:>10.2f} {:>10.1f} {:>12.1f}\n", cost.length,
-               cost.schedule, 100 * cost.attention_share, cost.flops.weights * 1e-9, cost.flops.state_update * 1e-9,
-               cost.flops.linear_output * 1e-9, cost.flops.attention * 1e-9, cost.flops.total() * 1e-9);
+               cost.schedule, 100 * cost.attention_share, cost.flops.weights * 1e-9,
+               cost.flops.state_update * 1e-9, cost.flops.linear_output * 1e-9, cost.flops.attention * 1e-9,
+               cost.flops.total() * 1e-9);
   }
 }
 
@@ -121,7 +125,8 @@ void inspect(const Options& options) {
     for (const std::string& text : schedules) {
       const schedule::Schedule schedule = schedule::Schedule::parse(text);
       const schedule::ModeSpans spans = schedule.spans(length, length);
-      costs.push_back({schedule.text(), length, schedule::attention_share(spans), model::count_flops(config, spans)});
+      costs.push_back(
+          {schedule.text(), length, schedule::attention_share(spans), model::count_flops(config, spans)});
     }
   }
   const model::ParameterCount parameters = model::count_parameters(config);

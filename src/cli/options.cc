@@ -50,7 +50,8 @@ void watch_for_interrupt() {
 
 void expect_parent_directory(const std::string& file) {
   const std::filesystem::path parent = std::filesystem::absolute(file).parent_path();
-  expect(std::filesystem::is_directory(parent), "cannot write {}: {} is not a directory", file, parent.string());
+  expect(std::filesystem::is_directory(parent), "cannot write {}: {} is not a directory", file,
+         parent.string());
 }
 
 }  // namespace oryx::cli

@@ -25,7 +25,8 @@ struct ComputeOptions {
 // Thrown by a command that stopped because of Ctrl-C after saving what it could: exit code 130.
 struct Interrupted {};
 
-// Set by SIGINT and SIGTERM once watch_for_interrupt has been called; a second signal ends the process at once.
+// Set by SIGINT and SIGTERM once watch_for_interrupt has been called; a second signal ends the process at
+// once.
 const std::atomic<bool>& interrupted();
 void watch_for_interrupt();
 

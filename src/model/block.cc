@@ -28,18 +28,25 @@ bool has_norm_per_mixer(const ModelConfig& config) { return config.hybrid == "in
 void add_layer_parameters(const ModelConfig& config, int64_t layer, std::vector<ParameterSpec>& specs) {
   const std::string prefix = layer_prefix(layer), mixer_prefix = prefix + "mixer.";
   const int64_t width = config.width, inner = config.inner_width();
-  const int64_t query_channels = config.heads * config.head_dim, key_channels = config.kv_heads * config.head_dim;
+  const int64_t query_channels = config.heads * config.head_dim,
+                key_channels = config.kv_heads * config.head_dim;
   const int64_t value_channels = config.value_heads * config.value_dim;
   const auto matrix = [&](const std::string& name, int64_t out, int64_t in, bool writes_residual = false) {
-    specs.push_back({name, {out, in},
-                     writes_residual ? Initialisation::scaled_normal : Initialisation::normal, true, ""});
+    specs.push_back({name,
+                     {out, in},
+                     writes_residual ? Initialisation::scaled_normal : Initialisation::normal,
+                     true,
+                     ""});
   };
   const auto vector = [&](const std::string& name, int64_t size) {
     specs.push_back({name, {size}, Initialisation::ones, false, ""});
   };
   const auto convolution = [&](const std::string& name, int64_t channels) {
-    specs.push_back({mixer_prefix + name + ".weight", {channels, config.conv_width}, Initialisation::convolution,
-                     false, ""});
+    specs.push_back({mixer_prefix + name + ".weight",
+                     {channels, config.conv_width},
+                     Initialisation::convolution,
+                     false,
+                     ""});
     if (config.conv_bias) {
       specs.push_back({mixer_prefix + name + ".bias", {channels}, Initialisation::convolution, false, ""});
     }
@@ -181,8 +188,8 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
     for (size_t i = 1; i < outputs.size(); ++i) mixed = mixed + outputs[i];
     mixed = mixed / static_cast<double>(outputs.size());
   } else {
-    mixed = gated_norm(outputs.size() == 1 ? outputs[0] : operators::merge_rows(outputs, output_rows, rows), gate,
-                       norm_);
+    mixed = gated_norm(outputs.size() == 1 ? outputs[0] : operators::merge_rows(outputs, output_rows, rows),
+                       gate, norm_);
   }
   return operators::linear(mixed, output_);
 }
@@ -204,7 +211,8 @@ std::pair<at::Tensor, at::Tensor> Layer::forward(const at::Tensor& residual, con
   const auto [middle, middle_normed] = operators::add_norm(residual, mixed, mlp_norm_, norm_eps_);
   const std::vector<at::Tensor> hidden =
       operators::projections(middle_normed, {mlp_gate_, mlp_up_}, {std::nullopt, std::nullopt});
-  const at::Tensor product = operators::gated_norm(hidden[1], hidden[0], std::nullopt, norm_eps_, "after_gate");
+  const at::Tensor product =
+      operators::gated_norm(hidden[1], hidden[0], std::nullopt, norm_eps_, "after_gate");
   const auto [sum, next] =
       operators::add_norm(middle, operators::linear(product, mlp_down_), next_norm, norm_eps_);
   return {sum, next};

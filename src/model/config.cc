@@ -54,7 +54,8 @@ ModelConfig ModelConfig::read(const Table& table, std::string_view section) {
   if (const Value* value = table.find("mixers")) fields::assign(*value, mixers);
   ModelConfig config = with_mixers(mixers);
   read_fields(config, table, section);
-  const std::string where = section.empty() ? "model config" + table.origin.in() : fmt::format("[{}]", section);
+  const std::string where =
+      section.empty() ? "model config" + table.origin.in() : fmt::format("[{}]", section);
   if (config.head_dim == 0 && config.heads > 0) {
     expect(config.width % config.heads == 0, "{}: width {} is no multiple of heads {}: give head_dim", where,
            config.width, config.heads);
@@ -81,9 +82,11 @@ void ModelConfig::validate(std::string_view where) const {
   expect(rope == "none" || head_dim % 2 == 0, "{}: RoPE needs an even head_dim, got {}", where, head_dim);
   expect(rope_base > 0, "{}: expected rope_base above 0, got {}", where, rope_base);
   expect(norm_eps > 0, "{}: expected norm_eps above 0, got {}", where, norm_eps);
-  expect(format_version == 1, "{}: format_version {} is not known: this program reads 1", where, format_version);
+  expect(format_version == 1, "{}: format_version {} is not known: this program reads 1", where,
+         format_version);
 
-  expect(!mixers.empty() && mixers.size() <= 2, "{}: expected one or two mixers, got {}", where, mixers.size());
+  expect(!mixers.empty() && mixers.size() <= 2, "{}: expected one or two mixers, got {}", where,
+         mixers.size());
   for (const std::string& name : mixers) mixer_type(name);
   if (mixers.size() == 2) {
     expect(contains(mixers, "attention") && (contains(mixers, "ssd") || contains(mixers, "gated_delta")),
@@ -95,14 +98,15 @@ void ModelConfig::validate(std::string_view where) const {
   expect(heads % value_heads == 0 || value_heads % heads == 0,
          "{}: expected heads to divide value_heads or the reverse, got {} and {}", where, heads, value_heads);
   if (contains(mixers, "attention")) {
-    expect(value_heads == kv_heads, "{}: attention needs as many value heads as key heads, got {} and {}", where,
-           value_heads, kv_heads);
+    expect(value_heads == kv_heads, "{}: attention needs as many value heads as key heads, got {} and {}",
+           where, value_heads, kv_heads);
     expect(heads % kv_heads == 0, "{}: heads {} is no multiple of kv_heads {}", where, heads, kv_heads);
   }
-  expect(!query_conv || (short_conv && mixers.size() == 1),
-         "{}: query_conv is for a single mixer with short_conv: a switchable block projects a query for its own "
-         "tokens only",
-         where);
+  expect(
+      !query_conv || (short_conv && mixers.size() == 1),
+      "{}: query_conv is for a single mixer with short_conv: a switchable block projects a query for its own "
+      "tokens only",
+      where);
   expect(hybrid == "none" || mixers.size() == 2, "{}: hybrid \"{}\" needs two mixers", where, hybrid);
   expect((hybrid == "inter_layer") == !layer_pattern.empty(),
          "{}: layer_pattern is needed with hybrid \"inter_layer\" and only there", where);

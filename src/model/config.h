@@ -28,20 +28,20 @@ struct ModelConfig {
   int64_t value_heads = 0;  // state heads of a linear mixer; default kv_heads
   int64_t value_dim = 0;    // default head_dim
   int64_t mlp_width = 0;
-  int64_t vocabulary = 0;   // rows of the embedding, padding included
+  int64_t vocabulary = 0;  // rows of the embedding, padding included
   std::vector<std::string> mixers;
 
   // Cells of the block; the defaults depend on the mixers (with_mixers).
   bool gate = true;
-  bool short_conv = true;  // depthwise causal convolution of keys and values
+  bool short_conv = true;   // depthwise causal convolution of keys and values
   bool query_conv = false;  // and of queries (the single-mixer baselines)
   bool conv_bias = false;
   int64_t conv_width = 4;
-  std::string conv_activation = "none";    // "none" | "silu"
-  std::string norm = "full";               // "full" | "per_head" | "none"
-  std::string norm_order = "after_gate";   // norm "after_gate" or "before_gate"
-  std::string rope = "all";                // "all" | "attention" | "none"
-  bool shared_query = false;               // one query projection for every mixer
+  std::string conv_activation = "none";   // "none" | "silu"
+  std::string norm = "full";              // "full" | "per_head" | "none"
+  std::string norm_order = "after_gate";  // norm "after_gate" or "before_gate"
+  std::string rope = "all";               // "all" | "attention" | "none"
+  bool shared_query = false;              // one query projection for every mixer
   MixerOptions attention, ssd, gated_delta;
 
   // Static comparators. "inter_layer": layer n has the one mixer layer_pattern[n mod size].

@@ -55,7 +55,8 @@ TEST(ModelConfig, FlatAndNestedKeysReadAlike) {
 }
 
 TEST(ModelConfig, ComesBackFromItsOwnJson) {
-  const ModelConfig config = read(std::string(kSizes) + "mixers = ['attention', 'gated_delta']\nkv_heads = 1");
+  const ModelConfig config =
+      read(std::string(kSizes) + "mixers = ['attention', 'gated_delta']\nkv_heads = 1");
   const std::string json = formats::to_json(field_table(config), 2);
   const Value parsed = formats::parse_json(json, "config.json");
   EXPECT_EQ(formats::to_json(field_table(ModelConfig::read(*parsed.as<Table>(), "")), 2), json);
@@ -82,7 +83,8 @@ TEST(ModelConfig, ErrorsNameTheKeyAndWhatWasExpected) {
   expect_error(tm + "query_conv = true", "query_conv");
   expect_error(tm + "hybrid = 'inter_layer'", "layer_pattern");
   expect_error(tm + "format_version = 2", "format_version");
-  expect_error("mixers = ['attention']\nlayers = 0\nwidth = 4\nheads = 1\nmlp_width = 4\nvocabulary = 4", "layers");
+  expect_error("mixers = ['attention']\nlayers = 0\nwidth = 4\nheads = 1\nmlp_width = 4\nvocabulary = 4",
+               "layers");
   expect_error("mixers = ['attention']", "layers");
 }
 
@@ -111,7 +113,8 @@ TEST(Recipes, SizesAndTiedSharesAreThePapers) {
            {"35m", 34.7}, {"130m", 131}, {"380m", 380.7}, {"810m", 814}, {"1.4b", 1419}}) {
     for (const std::string variant : {"oryx-tm-", "oryx-tg-"}) {
       const ParameterCount count = count_parameters(from_recipe(variant + size));
-      EXPECT_NEAR(static_cast<double>(count.active(Mode::attention)) * 1e-6, millions, 0.005 * millions) << size;
+      EXPECT_NEAR(static_cast<double>(count.active(Mode::attention)) * 1e-6, millions, 0.005 * millions)
+          << size;
       EXPECT_NEAR(count.tied_share_of_mode(Mode::attention), 0.923, 0.002) << size;
       EXPECT_NEAR(count.tied_share_of_mode(Mode::linear), 0.923, 0.002) << size;
       EXPECT_NEAR(count.tied_share_of_stored(), 0.857, 0.003) << size;
@@ -121,7 +124,8 @@ TEST(Recipes, SizesAndTiedSharesAreThePapers) {
 
 TEST(Recipes, BaselinesMatchTheActiveParameters) {
   for (const std::string size : {"tiny", "35m", "130m", "380m", "810m", "1.4b"}) {
-    const double target = static_cast<double>(count_parameters(from_recipe("oryx-tm-" + size)).active(Mode::linear));
+    const double target =
+        static_cast<double>(count_parameters(from_recipe("oryx-tm-" + size)).active(Mode::linear));
     for (const std::string baseline : {"transformer-", "mamba2-", "gated-deltanet-"}) {
       const double stored = static_cast<double>(count_parameters(from_recipe(baseline + size)).total);
       EXPECT_NEAR(stored / target, 1, 0.01) << baseline << size;

@@ -28,9 +28,9 @@ ParameterCount count_parameters(const ModelConfig& config) {
     if (spec.name == "embedding.weight") count.embedding += spec.size();
     if (!spec.name.starts_with("layers.")) continue;
     const bool own = config.is_switchable() && !spec.mixer.empty();
-    (!own                       ? count.blocks_shared
+    (!own                        ? count.blocks_shared
      : spec.mixer == "attention" ? count.blocks_attention
-                                : count.blocks_linear) += spec.size();
+                                 : count.blocks_linear) += spec.size();
   }
   return count;
 }
@@ -63,7 +63,8 @@ Flops count_flops(const ModelConfig& config, const schedule::ModeSpans& spans, i
   double attention_pairs = 0;  // Σ (t + 1) over attention tokens
   for (const schedule::ModeSpan& span : spans) {
     if (span.mode != schedule::Mode::attention) continue;
-    attention_pairs += 0.5 * static_cast<double>(span.end - span.begin) * static_cast<double>(span.begin + span.end + 1);
+    attention_pairs +=
+        0.5 * static_cast<double>(span.end - span.begin) * static_cast<double>(span.begin + span.end + 1);
   }
 
   Flops flops;
@@ -84,7 +85,8 @@ Flops count_flops(const ModelConfig& config, const schedule::ModeSpans& spans, i
         flops.attention += static_cast<double>(config.heads) * 2.0 * pairs * (keys + values);
       } else {
         const double readers = config.is_switchable() ? tokens - attention_tokens : tokens;
-        flops.state_update += static_cast<double>(config.value_heads) * 2.0 * tokens * keys * values * (1 + 1 / c);
+        flops.state_update +=
+            static_cast<double>(config.value_heads) * 2.0 * tokens * keys * values * (1 + 1 / c);
         flops.linear_output += static_cast<double>(config.output_heads()) *
                                (2.0 * readers * c * (keys + values) + 2.0 * readers * keys * values);
       }

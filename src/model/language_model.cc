@@ -17,7 +17,8 @@ LanguageModel::LanguageModel(ModelConfig config, Weights weights, at::ScalarType
   for (int64_t n = 0; n < config_.layers; ++n) layers_.emplace_back(config_, n, weights_);
 }
 
-LanguageModel LanguageModel::load(const std::filesystem::path& directory, at::ScalarType dtype, at::Device device) {
+LanguageModel LanguageModel::load(const std::filesystem::path& directory, at::ScalarType dtype,
+                                  at::Device device) {
   const ModelConfig config = load_config(directory);
   Weights weights = load_weights(directory, config, dtype);
   for (auto& [name, tensor] : weights.entries()) tensor = tensor.to(device);
@@ -48,8 +49,8 @@ at::Tensor LanguageModel::hidden(const at::Tensor& tokens, const std::vector<sch
 
   const at::Tensor ids = tokens.to(device(), at::kLong).reshape({batch * time});
   at::Tensor residual = at::embedding(embedding_, ids).to(dtype_);
-  at::Tensor normed = operators::gated_norm(residual, std::nullopt, layers_[0].input_norm(), config_.norm_eps,
-                                            "after_gate");
+  at::Tensor normed =
+      operators::gated_norm(residual, std::nullopt, layers_[0].input_norm(), config_.norm_eps, "after_gate");
   for (size_t n = 0; n < layers_.size(); ++n) {
     const at::Tensor& next_norm = n + 1 < layers_.size() ? layers_[n + 1].input_norm() : final_norm_;
     std::tie(residual, normed) =
@@ -59,7 +60,9 @@ at::Tensor LanguageModel::hidden(const at::Tensor& tokens, const std::vector<sch
   return normed;
 }
 
-at::Tensor LanguageModel::logits(const at::Tensor& hidden) const { return operators::linear(hidden, embedding_); }
+at::Tensor LanguageModel::logits(const at::Tensor& hidden) const {
+  return operators::linear(hidden, embedding_);
+}
 
 std::pair<at::Tensor, at::Tensor> LanguageModel::loss(const at::Tensor& hidden, const at::Tensor& targets,
                                                       double scale) const {

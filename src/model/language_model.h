@@ -16,8 +16,8 @@ namespace oryx::model {
 
 class LanguageModel {
  public:
-  // `dtype` is the computing type of activations and products; it may be lower than the weights' own (bfloat16
-  // over float32 master weights).
+  // `dtype` is the computing type of activations and products; it may be lower than the weights' own
+  // (bfloat16 over float32 master weights).
   LanguageModel(ModelConfig config, Weights weights, at::ScalarType dtype);
   LanguageModel(LanguageModel&&) = default;
   LanguageModel& operator=(LanguageModel&&) = default;
@@ -45,7 +45,8 @@ class LanguageModel {
 
   // Loss of hidden [n, width] against targets [n] int64 (negative: ignored), without ever holding the logits
   // of all rows: first the scalar scale · Σ losses (differentiable), then each token's loss [n].
-  std::pair<at::Tensor, at::Tensor> loss(const at::Tensor& hidden, const at::Tensor& targets, double scale) const;
+  std::pair<at::Tensor, at::Tensor> loss(const at::Tensor& hidden, const at::Tensor& targets,
+                                         double scale) const;
 
  private:
   ModelConfig config_;

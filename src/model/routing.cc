@@ -31,8 +31,8 @@ at::Tensor Selection::spans_from(int64_t position) const {
   return spans + at::tensor({int64_t{0}, position, position}, at::kLong);
 }
 
-Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, int64_t batch, int64_t time,
-              int64_t position, at::ScalarType dtype, at::Device device) {
+Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, int64_t batch,
+              int64_t time, int64_t position, at::ScalarType dtype, at::Device device) {
   expect(spans.size() == 1 || static_cast<int64_t>(spans.size()) == batch,
          "expected one schedule or {} (one a sequence), got {}", batch, spans.size());
   Routing routing;
@@ -67,7 +67,8 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
       builders[span.mode == schedule::Mode::linear].add(b, begin - position, end - position, time);
       covered = end;
     }
-    expect(covered == position + time, "the schedule ends at token {}, expected {}", covered, position + time);
+    expect(covered == position + time, "the schedule ends at token {}, expected {}", covered,
+           position + time);
   }
   if (!config.is_switchable()) return routing;
 

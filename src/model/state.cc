@@ -15,7 +15,9 @@ namespace oryx::model {
 
 namespace {
 
-at::ScalarType accumulate_type(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType accumulate_type(at::ScalarType dtype) {
+  return dtype == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 bool has_attention(const std::vector<std::string>& mixers) {
   return std::find(mixers.begin(), mixers.end(), "attention") != mixers.end();
@@ -38,12 +40,13 @@ struct Named {
 
 std::vector<Named> named_tensors(const ModelConfig& config, int64_t layer, LayerState& state) {
   const std::string prefix = fmt::format("layers.{}.", layer);
-  std::vector<Named> named = {{prefix + "key_cache", &state.key_cache, true},
-                              {prefix + "value_cache", &state.value_cache, true},
-                              {prefix + linear_mixer(config.layer_mixers(layer)) + ".state", &state.recurrent, false},
-                              {prefix + "key_conv_tail", &state.key_tail, false},
-                              {prefix + "value_conv_tail", &state.value_tail, false},
-                              {prefix + "query_conv_tail", &state.query_tail, false}};
+  std::vector<Named> named = {
+      {prefix + "key_cache", &state.key_cache, true},
+      {prefix + "value_cache", &state.value_cache, true},
+      {prefix + linear_mixer(config.layer_mixers(layer)) + ".state", &state.recurrent, false},
+      {prefix + "key_conv_tail", &state.key_tail, false},
+      {prefix + "value_conv_tail", &state.value_tail, false},
+      {prefix + "query_conv_tail", &state.query_tail, false}};
   std::erase_if(named, [](const Named& entry) { return !entry.tensor->defined(); });
   return named;
 }
@@ -54,7 +57,8 @@ at::Tensor filled(const at::Tensor& tensor, bool is_cache, int64_t position) {
 
 }  // namespace
 
-JointState JointState::empty(const ModelConfig& config, int64_t batch, at::ScalarType dtype, at::Device device) {
+JointState JointState::empty(const ModelConfig& config, int64_t batch, at::ScalarType dtype,
+                             at::Device device) {
   JointState state;
   state.batch_ = batch;
   state.modes_.resize(batch);
@@ -75,7 +79,8 @@ JointState JointState::empty(const ModelConfig& config, int64_t batch, at::Scala
       const int64_t taps = config.conv_width - 1;
       layer.key_tail = at::zeros({batch, taps, config.kv_heads * config.head_dim}, options);
       layer.value_tail = at::zeros({batch, taps, config.value_heads * config.value_dim}, options);
-      if (config.query_conv) layer.query_tail = at::zeros({batch, taps, config.heads * config.head_dim}, options);
+      if (config.query_conv)
+        layer.query_tail = at::zeros({batch, taps, config.heads * config.head_dim}, options);
     }
   }
   return state;
@@ -123,7 +128,7 @@ JointState JointState::select(const at::Tensor& rows) const {
       if (!tensor.defined()) return at::Tensor();
       return filled(tensor, is_cache, position_).index_select(0, indices.to(tensor.device()));
     };
-    to = {pick(from.key_cache, true),   pick(from.value_cache, true), pick(from.recurrent, false),
+    to = {pick(from.key_cache, true), pick(from.value_cache, true), pick(from.recurrent, false),
           pick(from.key_tail, false), pick(from.value_tail, false), pick(from.query_tail, false)};
   }
   return selected;
@@ -132,7 +137,8 @@ JointState JointState::select(const at::Tensor& rows) const {
 int64_t JointState::bytes() const {
   int64_t total = 0;
   for (const LayerState& layer : layers_) {
-    for (const at::Tensor* tensor : {&layer.recurrent, &layer.key_tail, &layer.value_tail, &layer.query_tail}) {
+    for (const at::Tensor* tensor :
+         {&layer.recurrent, &layer.key_tail, &layer.value_tail, &layer.query_tail}) {
       if (tensor->defined()) total += static_cast<int64_t>(tensor->nbytes());
     }
     for (const at::Tensor* cache : {&layer.key_cache, &layer.value_cache}) {
@@ -161,13 +167,15 @@ void JointState::save(const std::filesystem::path& file, const ModelConfig& conf
   formats::write_safetensors(file.string(), tensors);
 }
 
-JointState JointState::load(const std::filesystem::path& file, const ModelConfig& config, at::ScalarType dtype,
-                            at::Device device) {
+JointState JointState::load(const std::filesystem::path& file, const ModelConfig& config,
+                            at::ScalarType dtype, at::Device device) {
   const formats::SafetensorsFile stored(file.string());
   const std::string where = file.string();
   const at::Tensor position = stored.tensor("position"), modes = stored.tensor("modes");
-  expect(position.scalar_type() == at::kLong && position.numel() == 1, "{}: expected position [1] int64", where);
-  expect(modes.scalar_type() == at::kByte && modes.dim() == 2, "{}: expected modes [batch, position] uint8", where);
+  expect(position.scalar_type() == at::kLong && position.numel() == 1, "{}: expected position [1] int64",
+         where);
+  expect(modes.scalar_type() == at::kByte && modes.dim() == 2, "{}: expected modes [batch, position] uint8",
+         where);
   const int64_t tokens = position.item<int64_t>();
   expect(tokens >= 0 && modes.size(1) == tokens, "{}: position is {}, but modes has {} tokens", where, tokens,
          modes.size(1));

@@ -15,8 +15,9 @@ struct LayerState {
   // [batch, capacity, kv_heads, head_dim] and [.., value_heads, value_dim], computing type, keys rotated as
   // attention reads them. Only the first `position` tokens are meaningful: capacity grows ahead of use.
   at::Tensor key_cache, value_cache;
-  at::Tensor recurrent;                        // [batch, value_heads, head_dim, value_dim], float32 or float64
-  at::Tensor key_tail, value_tail, query_tail;  // [batch, conv_width − 1, channels], raw inputs of the convolution
+  at::Tensor recurrent;  // [batch, value_heads, head_dim, value_dim], float32 or float64
+  at::Tensor key_tail, value_tail,
+      query_tail;  // [batch, conv_width − 1, channels], raw inputs of the convolution
 };
 
 class JointState {

@@ -56,7 +56,8 @@ at::Tensor in_pieces(const Case& c, const std::vector<int64_t>& cuts, JointState
   int64_t begin = state.position();
   for (const int64_t end : cuts) {
     const at::Tensor tokens = c.tokens.narrow(1, begin, end - begin);
-    pieces.push_back(c.model->logits(c.model->hidden(tokens, c.spans, &state)).view({c.batch, end - begin, -1}));
+    pieces.push_back(
+        c.model->logits(c.model->hidden(tokens, c.spans, &state)).view({c.batch, end - begin, -1}));
     begin = end;
   }
   return at::cat(pieces, 1);
@@ -64,7 +65,8 @@ at::Tensor in_pieces(const Case& c, const std::vector<int64_t>& cuts, JointState
 
 std::vector<int64_t> random_cuts(int64_t time) {
   std::vector<int64_t> cuts;
-  for (int64_t end = 0; end < time;) cuts.push_back(end = std::min(time, end + *rc::gen::inRange<int64_t>(1, 60)));
+  for (int64_t end = 0; end < time;)
+    cuts.push_back(end = std::min(time, end + *rc::gen::inRange<int64_t>(1, 60)));
   return cuts;
 }
 

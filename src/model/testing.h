@@ -66,7 +66,8 @@ inline LanguageModel random_model(const ModelConfig& config, at::ScalarType dtyp
 // Modes of [0, length), switching anywhere; only modes that the model has.
 inline schedule::ModeSpans random_spans(const ModelConfig& config, int64_t length) {
   schedule::ModeSpans spans;
-  const bool attention = config.has_mode(schedule::Mode::attention), linear = config.has_mode(schedule::Mode::linear);
+  const bool attention = config.has_mode(schedule::Mode::attention),
+             linear = config.has_mode(schedule::Mode::linear);
   for (int64_t begin = 0; begin < length;) {
     const int64_t end = std::min(length, begin + *rc::gen::inRange<int64_t>(1, 40));
     const bool choose_linear = linear && (!attention || *rc::gen::arbitrary<bool>());
@@ -83,7 +84,8 @@ inline at::Tensor random_tokens(const ModelConfig& config, int64_t batch, int64_
 
 inline double relative_error(const at::Tensor& got, const at::Tensor& expected) {
   const at::Tensor reference = expected.to(at::kDouble);
-  return ((got.to(at::kDouble) - reference).abs().max() / reference.abs().max().clamp_min(1e-30)).item<double>();
+  return ((got.to(at::kDouble) - reference).abs().max() / reference.abs().max().clamp_min(1e-30))
+      .item<double>();
 }
 
 }  // namespace oryx::model::testing

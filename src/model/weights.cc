@@ -49,8 +49,7 @@ at::Tensor initial_value(const ParameterSpec& spec, const ModelConfig& config, a
     case Initialisation::log_small_decay:
       return value.uniform_(1e-3, 16, generator).log_();
     case Initialisation::step_bias: {
-      const at::Tensor step =
-          value.uniform_(std::log(1e-3), std::log(1e-1), generator).exp().clamp_min(1e-4);
+      const at::Tensor step = value.uniform_(std::log(1e-3), std::log(1e-1), generator).exp().clamp_min(1e-4);
       return step + (-(-step).expm1()).log();  // softplus⁻¹
     }
   }
@@ -93,9 +92,8 @@ Weights initial_weights(const ModelConfig& config, uint64_t seed, at::ScalarType
   Weights weights;
   for (const ParameterSpec& spec : parameter_specs(config)) {
     const uint64_t own_seed = random_u64(seed, hash(spec.name), 0);
-    weights.add(spec.name,
-                initial_value(spec, config, at::detail::createCPUGenerator(own_seed))
-                    .to(spec.is_matrix ? dtype : vector_type(dtype)));
+    weights.add(spec.name, initial_value(spec, config, at::detail::createCPUGenerator(own_seed))
+                               .to(spec.is_matrix ? dtype : vector_type(dtype)));
   }
   return weights;
 }
@@ -107,7 +105,8 @@ ModelConfig load_config(const std::filesystem::path& directory) {
   return ModelConfig::read(formats::read_json(file.string()), "");
 }
 
-Weights load_weights(const std::filesystem::path& directory, const ModelConfig& config, at::ScalarType dtype) {
+Weights load_weights(const std::filesystem::path& directory, const ModelConfig& config,
+                     at::ScalarType dtype) {
   const formats::TensorFiles files = formats::TensorFiles::open(directory.string());
   const std::vector<ParameterSpec> specs = parameter_specs(config);
   std::set<std::string_view> expected;
@@ -120,8 +119,8 @@ Weights load_weights(const std::filesystem::path& directory, const ModelConfig& 
   for (const ParameterSpec& spec : specs) {
     expect(files.contains(spec.name), "{}: tensor {} is missing", directory.string(), spec.name);
     const at::Tensor stored = files.tensor(spec.name);
-    expect(stored.sizes() == at::IntArrayRef(spec.shape), "{}: expected {} [{}], got [{}]", directory.string(),
-           spec.name, fmt::join(spec.shape, ", "), fmt::join(stored.sizes(), ", "));
+    expect(stored.sizes() == at::IntArrayRef(spec.shape), "{}: expected {} [{}], got [{}]",
+           directory.string(), spec.name, fmt::join(spec.shape, ", "), fmt::join(stored.sizes(), ", "));
     expect(at::isFloatingType(stored.scalar_type()), "{}: expected {} of a floating type, got {}",
            directory.string(), spec.name, c10::toString(stored.scalar_type()));
     // A copy, always: the mapping of the file is read-only and unaligned.
@@ -139,7 +138,8 @@ void save_model(const std::filesystem::path& directory, const ModelConfig& confi
     std::filesystem::copy_file(tokenizer_file, directory / "tokenizer.json",
                                std::filesystem::copy_options::overwrite_existing);
   }
-  formats::write_file_atomic((directory / "config.json").string(), formats::to_json(field_table(config), 2) + "\n");
+  formats::write_file_atomic((directory / "config.json").string(),
+                             formats::to_json(field_table(config), 2) + "\n");
   formats::write_tensor_files(directory.string(), tensors);
 }
 

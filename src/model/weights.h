@@ -14,9 +14,9 @@
 namespace oryx::model {
 
 enum class Initialisation {
-  normal,             // N(0, 0.02)
-  scaled_normal,      // N(0, 0.02 / √(2·layers)): projections that write to the residual stream
-  convolution,        // U(−1/√taps, 1/√taps): ±½ at four taps
+  normal,         // N(0, 0.02)
+  scaled_normal,  // N(0, 0.02 / √(2·layers)): projections that write to the residual stream
+  convolution,    // U(−1/√taps, 1/√taps): ±½ at four taps
   ones,
   zeros,
   log_uniform_decay,  // log of U(1, 16): A_log of ssd

@@ -13,7 +13,8 @@ namespace {
 
 class Attention : public Mixer {
  public:
-  explicit Attention(const ModelConfig& config) : options_(config.attention), rotates_(config.rope != "none") {
+  explicit Attention(const ModelConfig& config)
+      : options_(config.attention), rotates_(config.rope != "none") {
     scale_ = 1.0 / std::sqrt(static_cast<double>(config.head_dim));
   }
 

@@ -11,8 +11,8 @@ namespace oryx::model {
 
 namespace {
 
-// Gated DeltaNet (Yang et al. 2025): log decay −exp(A_log)·softplus(x W_a + b_a), β = sigmoid(x W_b), both per
-// state head; outputs scaled by 1/√head_dim.
+// Gated DeltaNet (Yang et al. 2025): log decay −exp(A_log)·softplus(x W_a + b_a), β = sigmoid(x W_b), both
+// per state head; outputs scaled by 1/√head_dim.
 class GatedDelta : public Mixer {
  public:
   GatedDelta(const ModelConfig& config, const std::string& prefix, const Weights& weights)
@@ -26,8 +26,9 @@ class GatedDelta : public Mixer {
 
   std::vector<at::Tensor> projections() const override { return {decay_weight_, beta_weight_}; }
 
-  at::Tensor forward(const at::Tensor& query, const SharedInput& shared, const std::vector<at::Tensor>& projected,
-                     const Selection& selection, LayerState* state) const override {
+  at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
+                     const std::vector<at::Tensor>& projected, const Selection& selection,
+                     LayerState* state) const override {
     at::Tensor key = rotates_ ? shared.rotated_key : shared.key;
     if (options_.l2_norm != "none") key = operators::l2_norm(key);
     const at::ScalarType accumulate = decay_bias_.scalar_type();
@@ -53,18 +54,20 @@ class GatedDelta : public Mixer {
 
 void add_parameters(const ModelConfig& config, const std::string& prefix, std::vector<ParameterSpec>& specs) {
   const int64_t heads = config.value_heads;
-  specs.push_back({prefix + "decay.weight", {heads, config.width}, Initialisation::normal, true, "gated_delta"});
+  specs.push_back(
+      {prefix + "decay.weight", {heads, config.width}, Initialisation::normal, true, "gated_delta"});
   specs.push_back({prefix + "decay_bias", {heads}, Initialisation::step_bias, false, "gated_delta"});
   specs.push_back({prefix + "A_log", {heads}, Initialisation::log_small_decay, false, "gated_delta"});
-  specs.push_back({prefix + "beta.weight", {heads, config.width}, Initialisation::normal, true, "gated_delta"});
+  specs.push_back(
+      {prefix + "beta.weight", {heads, config.width}, Initialisation::normal, true, "gated_delta"});
 }
 
 }  // namespace
 
-const MixerType gated_delta_mixer = {
-    "gated_delta", schedule::Mode::linear, add_parameters,
-    [](const ModelConfig& config, const std::string& prefix, const Weights& weights) -> std::unique_ptr<Mixer> {
-      return std::make_unique<GatedDelta>(config, prefix, weights);
-    }};
+const MixerType gated_delta_mixer = {"gated_delta", schedule::Mode::linear, add_parameters,
+                                     [](const ModelConfig& config, const std::string& prefix,
+                                        const Weights& weights) -> std::unique_ptr<Mixer> {
+                                       return std::make_unique<GatedDelta>(config, prefix, weights);
+                                     }};
 
 }  // namespace oryx::model

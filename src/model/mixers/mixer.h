@@ -1,5 +1,6 @@
 // What a block asks of a mixer. Attention, ssd and gated_delta are peers: a block owns several and each
-// token's mode says which one answers. A new mixer is one operator, one file here and one line in registry.cc.
+// token's mode says which one answers. A new mixer is one operator, one file here and one line in
+// registry.cc.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,9 +20,9 @@ namespace oryx::model {
 // What the block computed once for all its mixers, R = batch · time rows.
 struct SharedInput {
   int64_t position = 0;
-  at::Tensor key;          // [batch, time, kv_heads, head_dim] after convolution and activation, not rotated
-  at::Tensor rotated_key;  // the same rotated; undefined when no mixer of the block reads it
-  at::Tensor value;        // [batch, time, value_heads, value_dim]
+  at::Tensor key;           // [batch, time, kv_heads, head_dim] after convolution and activation, not rotated
+  at::Tensor rotated_key;   // the same rotated; undefined when no mixer of the block reads it
+  at::Tensor value;         // [batch, time, value_heads, value_dim]
   at::Tensor cosine, sine;  // rotary tables of the piece [time, head_dim / 2]
 };
 
@@ -49,8 +50,10 @@ struct MixerType {
   std::string_view name;
   schedule::Mode mode;
   // Appends the parameters that only this mixer reads, beside its query projection.
-  void (*add_parameters)(const ModelConfig& config, const std::string& prefix, std::vector<ParameterSpec>& specs);
-  std::unique_ptr<Mixer> (*make)(const ModelConfig& config, const std::string& prefix, const Weights& weights);
+  void (*add_parameters)(const ModelConfig& config, const std::string& prefix,
+                         std::vector<ParameterSpec>& specs);
+  std::unique_ptr<Mixer> (*make)(const ModelConfig& config, const std::string& prefix,
+                                 const Weights& weights);
 };
 
 // Throws Error naming the nearest mixer when there is none of this name.

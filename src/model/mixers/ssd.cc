@@ -21,8 +21,9 @@ class Ssd : public Mixer {
 
   std::vector<at::Tensor> projections() const override { return {step_weight_}; }
 
-  at::Tensor forward(const at::Tensor& query, const SharedInput& shared, const std::vector<at::Tensor>& projected,
-                     const Selection& selection, LayerState* state) const override {
+  at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
+                     const std::vector<at::Tensor>& projected, const Selection& selection,
+                     LayerState* state) const override {
     at::Tensor key = rotates_ ? shared.rotated_key : shared.key;
     if (options_.l2_norm != "none") key = operators::l2_norm(key);
     const at::Tensor step = at::softplus(projected[0].to(step_bias_.scalar_type()) + step_bias_)
@@ -31,8 +32,8 @@ class Ssd : public Mixer {
     std::optional<at::Tensor> initial;
     if (state != nullptr) initial = state->recurrent;
     auto [output, final_state] =
-        operators::ssd(prepare_query(query, options_, rotates_, selection), key, shared.value, log_decay, step,
-                       skip_, selection.spans, initial);
+        operators::ssd(prepare_query(query, options_, rotates_, selection), key, shared.value, log_decay,
+                       step, skip_, selection.spans, initial);
     if (state != nullptr) state->recurrent = final_state;
     return output;
   }
@@ -53,10 +54,10 @@ void add_parameters(const ModelConfig& config, const std::string& prefix, std::v
 
 }  // namespace
 
-const MixerType ssd_mixer = {
-    "ssd", schedule::Mode::linear, add_parameters,
-    [](const ModelConfig& config, const std::string& prefix, const Weights& weights) -> std::unique_ptr<Mixer> {
-      return std::make_unique<Ssd>(config, prefix, weights);
-    }};
+const MixerType ssd_mixer = {"ssd", schedule::Mode::linear, add_parameters,
+                             [](const ModelConfig& config, const std::string& prefix,
+                                const Weights& weights) -> std::unique_ptr<Mixer> {
+                               return std::make_unique<Ssd>(config, prefix, weights);
+                             }};
 
 }  // namespace oryx::model

@@ -14,15 +14,15 @@ Isa isa();
 
 }  // namespace oryx::cpu
 
-#define ORYX_CPU_KERNEL(result, name, parameters, arguments)                                   \
-  namespace oryx::avx2 {                                                                       \
-  result name parameters;                                                                      \
-  }                                                                                            \
-  namespace oryx::avx512 {                                                                     \
-  result name parameters;                                                                      \
-  }                                                                                            \
-  namespace oryx::cpu {                                                                        \
-  inline result name parameters {                                                              \
+#define ORYX_CPU_KERNEL(result, name, parameters, arguments)                                     \
+  namespace oryx::avx2 {                                                                         \
+  result name parameters;                                                                        \
+  }                                                                                              \
+  namespace oryx::avx512 {                                                                       \
+  result name parameters;                                                                        \
+  }                                                                                              \
+  namespace oryx::cpu {                                                                          \
+  inline result name parameters {                                                                \
     return isa() == Isa::avx512 ? ::oryx::avx512::name arguments : ::oryx::avx2::name arguments; \
-  }                                                                                            \
+  }                                                                                              \
   }

@@ -23,7 +23,8 @@ at::Tensor merge(at::TensorList parts, at::TensorList rows, int64_t count) {
 
 class MergeRows : public torch::autograd::Function<MergeRows> {
  public:
-  static at::Tensor forward(AutogradContext* context, at::TensorList parts, variable_list rows, int64_t count) {
+  static at::Tensor forward(AutogradContext* context, at::TensorList parts, variable_list rows,
+                            int64_t count) {
     context->save_for_backward(rows);
     return merge(parts, rows, count);
   }
@@ -40,8 +41,8 @@ class MergeRows : public torch::autograd::Function<MergeRows> {
 }  // namespace
 
 at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count) {
-  expect(!parts.empty() && parts.size() == rows.size(), "[merge_rows] expected as many rows as parts, got {} and {}",
-         parts.size(), rows.size());
+  expect(!parts.empty() && parts.size() == rows.size(),
+         "[merge_rows] expected as many rows as parts, got {} and {}", parts.size(), rows.size());
   int64_t total = 0;
   for (size_t i = 0; i < parts.size(); ++i) {
     expect(parts[i].size(0) == rows[i].numel(), "[merge_rows] expected part {} of {} rows, got {}", i,
