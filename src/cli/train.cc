@@ -1,5 +1,4 @@
 // oryx train RECIPE.toml [section.key=value …]
-#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -65,7 +64,6 @@ void train(const TrainOptions& options) {
   compute.dtype = recipe.training.dtype;
   compute.resolve_dtype();
   watch_for_interrupt();
-  std::signal(SIGXFSZ, SIG_IGN);  // a limit on file sizes is then an error like a full disk
   const training::Outcome outcome = training::train(recipe, compute.resolve_device(), interrupted());
   options.json ? print_json(outcome, recipe.run.directory) : print_text(outcome);
   std::fflush(stdout);
