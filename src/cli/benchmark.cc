@@ -124,22 +124,34 @@ void benchmark_train(const Options& options) {
   report(options, timing);
 }
 
+// A model of random weights and the schedule it runs under.
+struct Subject {
+  explicit Subject(const Options& options)
+      : config(read_model_config(options.source, options.overrides)),
+        device(options.compute.resolve_device()),
+        language_model(config, random_weights(config, options.compute.resolve_dtype(), device),
+                       options.compute.resolve_dtype()),
+        schedule(schedule::Schedule::parse(options.schedule.empty() ? default_schedule(config)
+                                                                    : options.schedule)) {}
+
+  model::ModelConfig config;
+  at::Device device;
+  model::LanguageModel language_model;
+  schedule::Schedule schedule;
+};
+
 void benchmark_prefill(const Options& options) {
   const at::InferenceMode inference;
-  const model::ModelConfig config = read_model_config(options.source, options.overrides);
-  const at::ScalarType dtype = options.compute.resolve_dtype();
-  const at::Device device = options.compute.resolve_device();
-  const model::LanguageModel language_model(config, random_weights(config, dtype, device), dtype);
-  const schedule::Schedule schedule =
-      schedule::Schedule::parse(options.schedule.empty() ? default_schedule(config) : options.schedule);
-  const at::Tensor tokens = random_tokens(config, 1, options.length, device);
-  Timing timing{"prefill", schedule.text(), options.length, {}};
+  const Subject subject(options);
+  const at::Tensor tokens = random_tokens(subject.config, 1, options.length, subject.device);
+  Timing timing{"prefill", subject.schedule.text(), options.length, {}};
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
-    model::JointState state = language_model.empty_state(1);
+    model::JointState state = subject.language_model.empty_state(1);
     const double start = now();
-    const at::Tensor hidden =
-        language_model.hidden(tokens, {schedule.spans(options.length, options.length)}, &state);
-    const at::Tensor logits = language_model.logits(options.all_logits ? hidden : hidden.slice(0, -1));
+    const at::Tensor hidden = subject.language_model.hidden(
+        tokens, {subject.schedule.spans(options.length, options.length)}, &state);
+    const at::Tensor logits =
+        subject.language_model.logits(options.all_logits ? hidden : hidden.slice(0, -1));
     logits.select(0, -1).argmax().item<int64_t>();
     if (repeat > 0) timing.seconds.push_back(now() - start);
   }
@@ -148,22 +160,19 @@ void benchmark_prefill(const Options& options) {
 
 void benchmark_decode(const Options& options) {
   const at::InferenceMode inference;
-  const model::ModelConfig config = read_model_config(options.source, options.overrides);
-  const at::ScalarType dtype = options.compute.resolve_dtype();
-  const at::Device device = options.compute.resolve_device();
-  const model::LanguageModel language_model(config, random_weights(config, dtype, device), dtype);
-  const schedule::Schedule schedule =
-      schedule::Schedule::parse(options.schedule.empty() ? default_schedule(config) : options.schedule);
+  const Subject subject(options);
   const int64_t total = options.context + (options.repeats + 1) * options.tokens;
-  const std::vector<ModeSpans> spans = {schedule.spans(options.context, total)};
-  model::JointState state = language_model.empty_state(1);
-  at::Tensor token = random_tokens(config, 1, 1, device);
-  language_model.hidden(random_tokens(config, 1, options.context, device), spans, &state);
-  Timing timing{"decode", schedule.text(), options.tokens, {}};
+  const std::vector<ModeSpans> spans = {subject.schedule.spans(options.context, total)};
+  model::JointState state = subject.language_model.empty_state(1);
+  at::Tensor token = random_tokens(subject.config, 1, 1, subject.device);
+  subject.language_model.hidden(random_tokens(subject.config, 1, options.context, subject.device), spans,
+                                &state);
+  Timing timing{"decode", subject.schedule.text(), options.tokens, {}};
   for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
     const double start = now();
     for (int64_t i = 0; i < options.tokens; ++i) {
-      token = language_model.logits(language_model.hidden(token, spans, &state)).argmax(-1, true);
+      token =
+          subject.language_model.logits(subject.language_model.hidden(token, spans, &state)).argmax(-1, true);
     }
     token.max().item<int64_t>();
     if (repeat > 0) timing.seconds.push_back(now() - start);
