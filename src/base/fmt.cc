@@ -1,5 +1,5 @@
-// LibTorch's headers carry their own fmt, newer than the distribution's and in another inline namespace, whose
-// functions its libraries keep to themselves. What is compiled against those headers finds them here.
+// LibTorch's headers carry their own fmt, newer than the distribution's and in another inline namespace,
+// whose functions its libraries keep to themselves. What is compiled against those headers finds them here.
 #include <fmt/format-inl.h>
 
 FMT_BEGIN_NAMESPACE
