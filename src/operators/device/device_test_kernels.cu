@@ -1,0 +1,69 @@
+#include "operators/device/device_test_kernels.h"
+
+#include "operators/device/tile.h"
+
+namespace oryx::cuda {
+
+using namespace device;
+
+namespace {
+
+constexpr int kThreads = 128;
+
+__global__ void __launch_bounds__(kThreads) tile_product_kernel(const TileProduct p) {
+  char* shared = shared_memory();
+  const Tile<64> a{reinterpret_cast<bf16*>(shared)}, b{a.base + 64 * 64};
+  const auto rows_of = [](const void* matrix) {
+    return [matrix](int row) { return static_cast<const bf16*>(matrix) + row * 64; };
+  };
+  load_tile<64, 64, kThreads>(a, 64, rows_of(p.a));
+  load_tile<64, 64, kThreads>(b, 64, rows_of(p.b));
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+
+  const int warp = static_cast<int>(threadIdx.x) / 32, m0 = 16 * warp;
+  Accumulator<1, 8> sum;
+  sum.clear();
+  if (p.registers) {
+    Accumulator<1, 8> left;
+    left.for_pairs([&](int row, int column, float& first, float& second) {
+      const float2 pair = a.load2(m0 + row, column);
+      first = pair.x, second = pair.y;
+    });
+    multiply_registers<Layout::transposed, 4>(sum, left, b, 0, 0);
+  } else if (p.transpose_a && p.transpose_b) {
+    multiply<Layout::transposed, Layout::transposed>(sum, a, m0, b, 0, 0, 64);
+  } else if (p.transpose_a) {
+    multiply<Layout::transposed, Layout::plain>(sum, a, m0, b, 0, 0, 64);
+  } else if (p.transpose_b) {
+    multiply<Layout::plain, Layout::transposed>(sum, a, m0, b, 0, 0, 64);
+  } else {
+    multiply<Layout::plain, Layout::plain>(sum, a, m0, b, 0, 0, 64);
+  }
+  sum.for_pairs([&](int row, int column, float& first, float& second) {
+    p.c[(m0 + row) * 64 + column] = first;
+    p.c[(m0 + row) * 64 + column + 1] = second;
+  });
+}
+
+__global__ void __launch_bounds__(32) tf32_product_kernel(const Tf32Product p) {
+  const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
+  uint32_t a[4];
+  for (int j = 0; j < 4; ++j) a[j] = to_tf32(p.a[(g + 8 * (j % 2)) * 8 + t + 4 * (j / 2)]);
+  float c[4] = {};
+  multiply_add_tf32(c, a, to_tf32(p.b[t * 8 + g]), to_tf32(p.b[(t + 4) * 8 + g]));
+  for (int j = 0; j < 4; ++j) p.c[(g + 8 * (j / 2)) * 8 + 2 * t + j % 2] = c[j];
+}
+
+}  // namespace
+
+void tile_product(const TileProduct& arguments, void* stream) {
+  launch<tile_product_kernel>(dim3(1), kThreads, 2 * Tile<64>::bytes(64), stream, arguments);
+}
+
+void tf32_product(const Tf32Product& arguments, void* stream) {
+  launch<tf32_product_kernel>(dim3(1), 32, 0, stream, arguments);
+}
+
+}  // namespace oryx::cuda

@@ -1,0 +1,24 @@
+// Kernels that test the device helpers themselves.
+#pragma once
+
+#include <cstdint>
+
+namespace oryx::cuda {
+
+// c [64, 64] float32 = op(a) op(b) for bf16 matrices a, b [64, 64] (as uint16), every operand plain or transposed
+// as operators/device/tile.h says; `registers` sends A through an accumulator.
+struct TileProduct {
+  const void *a, *b;
+  float* c;
+  bool transpose_a, transpose_b, registers;
+};
+void tile_product(const TileProduct& arguments, void* stream);
+
+// c [16, 8] = a [16, 8] b [8, 8] in tf32.
+struct Tf32Product {
+  const float *a, *b;
+  float* c;
+};
+void tf32_product(const Tf32Product& arguments, void* stream);
+
+}  // namespace oryx::cuda

@@ -1,0 +1,54 @@
+// Where the tests of kernels run: compiled twice, for the emulator (any machine) and for a GPU.
+#pragma once
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "operators/device/runtime.h"
+#ifdef ORYX_EMULATED
+#include "operators/device/emulator.h"
+#endif
+
+namespace oryx::operators::testing {
+
+// The device whose tensors the kernels serve.
+inline at::Device kernel_device() {
+#ifdef ORYX_EMULATED
+  return at::kCPU;
+#else
+  return at::Device(at::kCUDA, 0);
+#endif
+}
+
+constexpr bool is_emulated =
+#ifdef ORYX_EMULATED
+    true;
+#else
+    false;
+#endif
+
+// Runs `work` with the kernels serving kernel_device(): under the emulator twice, with the warps of a block in either
+// order, so that a missing barrier gives two results. `work` returns what must be the same, bit for bit.
+template <typename Work>
+auto with_kernels(Work work) {
+#ifdef ORYX_EMULATED
+  cuda::emulate(true);
+  auto ascending = work();
+  device::emulator::descending = true;
+  const auto descending = work();
+  device::emulator::descending = false;
+  cuda::emulate(false);
+  for (size_t i = 0; i < ascending.size(); ++i) {
+    // Bytes, because NaN must equal itself here.
+    EXPECT_TRUE(ascending[i].nbytes() == descending[i].nbytes() &&
+                std::memcmp(ascending[i].contiguous().data_ptr(), descending[i].contiguous().data_ptr(),
+                            ascending[i].nbytes()) == 0)
+        << "result " << i << " depends on the order of the warps: a barrier is missing";
+  }
+  return ascending;
+#else
+  return work();
+#endif
+}
+
+}  // namespace oryx::operators::testing
