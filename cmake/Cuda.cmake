@@ -49,22 +49,7 @@ endfunction()
 # oryx_cuda_kernels(ROOM FILES…): adds the kernels of an operator to both libraries.
 function(oryx_cuda_kernels room)
   foreach(file ${ARGN})
-    set(source ${CMAKE_CURRENT_SOURCE_DIR}/${file})
-    set_property(GLOBAL APPEND PROPERTY oryx_${room}_kernels ${source})
-    if(ORYX_CUDA)
-      get_filename_component(name ${file} NAME_WE)
-      set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.cu.o)
-      # Registers, shared memory and spills of each kernel go to the .log beside the object.
-      add_custom_command(
-        OUTPUT ${object}
-        COMMAND ${CMAKE_SOURCE_DIR}/cmake/nvcc-with-log ${object}.log ${CCACHE} ${ORYX_NVCC} ${ORYX_NVCC_FLAGS}
-                -I${CMAKE_SOURCE_DIR}/src -MD -MF ${object}.d -c ${source} -o ${object}
-        DEPENDS ${source} ${CMAKE_SOURCE_DIR}/cmake/nvcc-with-log
-        DEPFILE ${object}.d
-        COMMENT "Building CUDA object ${file}"
-        VERBATIM)
-      set_property(GLOBAL APPEND PROPERTY oryx_${room}_objects ${object})
-    endif()
+    set_property(GLOBAL APPEND PROPERTY oryx_${room}_kernels ${CMAKE_CURRENT_SOURCE_DIR}/${file})
   endforeach()
 endfunction()
 
@@ -73,13 +58,24 @@ function(oryx_finish_cuda_libraries room)
   get_property(kernels GLOBAL PROPERTY oryx_${room}_kernels)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   target_sources(oryx_${room}_emulated PRIVATE ${kernels})
-  if(ORYX_CUDA)
-    get_property(objects GLOBAL PROPERTY oryx_${room}_objects)
-    set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
-    add_custom_target(oryx_${room}_objects DEPENDS ${objects})
-    target_sources(oryx_${room}_cuda PRIVATE ${objects})
-    add_dependencies(oryx_${room}_cuda oryx_${room}_objects)
+  if(NOT ORYX_CUDA)
+    return()
   endif()
+  foreach(source ${kernels})
+    cmake_path(GET source STEM name)
+    set(object ${CMAKE_CURRENT_BINARY_DIR}/${name}.cu.o)
+    # Registers, shared memory and spills of each kernel go to the .log beside the object.
+    add_custom_command(
+      OUTPUT ${object}
+      COMMAND ${CMAKE_SOURCE_DIR}/cmake/nvcc-with-log ${object}.log ${CCACHE} ${ORYX_NVCC} ${ORYX_NVCC_FLAGS}
+              -I${CMAKE_SOURCE_DIR}/src -MD -MF ${object}.d -c ${source} -o ${object}
+      DEPENDS ${source} ${CMAKE_SOURCE_DIR}/cmake/nvcc-with-log
+      DEPFILE ${object}.d
+      COMMENT "Building CUDA object ${name}.cu.o"
+      VERBATIM)
+    set_source_files_properties(${object} PROPERTIES EXTERNAL_OBJECT ON GENERATED ON)
+    target_sources(oryx_${room}_cuda PRIVATE ${object})
+  endforeach()
 endfunction()
 
 # oryx_kernel_test(NAME SOURCES…): a test of kernels as two programs. NAME runs them in the emulator, in CTest on any
