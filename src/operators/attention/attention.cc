@@ -11,6 +11,8 @@
 #include "base/error.h"
 #include "base/shapes.h"
 #include "operators/attention/attention_cpu.h"
+#include "operators/attention/attention_cuda.h"
+#include "operators/device/runtime.h"
 
 namespace oryx::operators {
 
@@ -274,7 +276,8 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                      const at::Tensor& spans, double scale) {
   check(query, key, value, spans);
-  if (!query.device().is_cpu()) return attention_reference(query, key, value, spans, scale);
+  if (cuda::serves(query)) return attention_cuda(query, key, value, spans, scale);
+  if (!query.device().is_cpu()) return attention_composed(query, key, value, spans, scale);
   const at::Tensor q = query.contiguous(), k = last_contiguous(key), v = last_contiguous(value);
   const bool needs_grad =
       at::GradMode::is_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad());

@@ -24,14 +24,28 @@ __device__ inline float2 unpack(uint32_t pair) {
   return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
 }
 
+// An address in shared memory as instructions take it: 32 bits on the GPU, so that arithmetic on it is cheap.
+#ifdef ORYX_EMULATED
+using SharedAddress = uintptr_t;
+#else
+using SharedAddress = uint32_t;
+#endif
+__device__ inline SharedAddress shared_address(const void* pointer) {
+#ifdef ORYX_EMULATED
+  return reinterpret_cast<uintptr_t>(pointer);
+#else
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+#endif
+}
+
 // Four 8×8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned).
 // result[j]: of matrix j, row g, columns 2t and 2t+1; transposed: column g, rows 2t and 2t+1.
-__device__ inline void load_matrices(uint32_t (&result)[4], const void* row) {
+__device__ inline void load_matrices(uint32_t (&result)[4], SharedAddress row) {
 #ifdef ORYX_EMULATED
   struct Deposit {
     const void* row;
     uint32_t* result;
-  } mine{row, result};
+  } mine{reinterpret_cast<const void*>(row), result};
   static const char operation = 0;
   emulator::collective(&operation, &mine, [](void** deposits) {
     for (int lane = 0; lane < 32; ++lane) {
@@ -43,20 +57,22 @@ __device__ inline void load_matrices(uint32_t (&result)[4], const void* row) {
     }
   });
 #else
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
-               : "r"(address)
+               : "r"(row)
                : "memory");
 #endif
 }
+__device__ inline void load_matrices(uint32_t (&result)[4], const void* row) {
+  load_matrices(result, shared_address(row));
+}
 
-__device__ inline void load_matrices_transposed(uint32_t (&result)[4], const void* row) {
+__device__ inline void load_matrices_transposed(uint32_t (&result)[4], SharedAddress row) {
 #ifdef ORYX_EMULATED
   struct Deposit {
     const void* row;
     uint32_t* result;
-  } mine{row, result};
+  } mine{reinterpret_cast<const void*>(row), result};
   static const char operation = 0;
   emulator::collective(&operation, &mine, [](void** deposits) {
     for (int lane = 0; lane < 32; ++lane) {
@@ -71,12 +87,14 @@ __device__ inline void load_matrices_transposed(uint32_t (&result)[4], const voi
     }
   });
 #else
-  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3])
-               : "r"(address)
+               : "r"(row)
                : "memory");
 #endif
+}
+__device__ inline void load_matrices_transposed(uint32_t (&result)[4], const void* row) {
+  load_matrices_transposed(result, shared_address(row));
 }
 
 // c += a b: a is 16×16 (a[0]: row g, columns 2t 2t+1; a[1]: row g+8; a[2], a[3]: the same, columns + 8), b is

@@ -1,0 +1,84 @@
+// The CUDA kernels of attention: bfloat16 rows of 64 or 128, and decoding in bfloat16 or float32. Definitions
+// in attention_forward_kernels.cu, attention_backward_kernels.cu and attention_decode_kernels.cu.
+#pragma once
+
+#include <cstdint>
+
+namespace oryx::cuda {
+
+// Consecutive packed rows of one sequence whose positions do not fall.
+struct QueryItem {
+  int32_t sequence, row, rows;
+  int32_t first, last;  // positions of its first and last row
+};
+constexpr int kItemRows = 128;  // at most, of an item of the forward pass and of dQ
+constexpr int kTileRows = 64;   // at most, of a tile that the pass over keys reads
+
+// Positions [begin, begin + key_block(dim)) of one sequence and the tiles of query rows that see any of them.
+struct KeyBlock {
+  int32_t sequence, begin;
+  int32_t end;  // of what the sequence's spans use; keys at and past it are not read
+  int32_t first_tile, tiles;
+};
+constexpr int key_block(int dim) { return dim == 128 ? 64 : 128; }
+
+// Strides are in elements, of sequence, position and head; rows are contiguous and 16-byte aligned.
+struct AttentionInputs {
+  const void* query;  // [N, Hq, dim]
+  const void* key;    // [B, S, Hk, dim]
+  const void* value;
+  int64_t key_strides[3], value_strides[3];
+  const int32_t* positions;  // [N]
+  const QueryItem* items;    // all rows, the longest (largest last) first
+  int64_t item_count;
+  int query_heads, key_heads, dim;
+  float scale;  // positive
+};
+
+struct AttentionForward {
+  AttentionInputs in;
+  void* output;      // [N, Hq, dim]
+  float* logsumexp;  // [N, Hq], or null
+};
+void attention_forward(const AttentionForward& arguments, void* stream);
+
+struct AttentionBackward {
+  AttentionInputs in;
+  const void* output;  // [N, Hq, dim]
+  const float* logsumexp;
+  const void* output_grad;  // [N, Hq, dim]
+  float* statistics;        // [N, Hq, 2] scratch: log-sum-exp in powers of two, ⟨dO, O⟩
+  void* query_grad;         // [N, Hq, dim]
+  void* key_grad;           // [B, S, Hk, dim] contiguous; all of it is written
+  void* value_grad;
+  int64_t rows, capacity;  // N, S
+  const QueryItem* tiles;
+  const KeyBlock* blocks;  // all keys, those with the most tiles first
+  int64_t block_count;
+};
+// Three kernels: ⟨dO, O⟩; dK and dV by blocks of keys; dQ by items. No sum depends on the order in which
+// blocks run.
+void attention_backward(const AttentionBackward& arguments, void* stream);
+
+// Decoding: a row that is alone in its sequence, and the keys of it that one block of threads reads.
+constexpr int kSplitKeys = 256;
+struct DecodeSplit {
+  int32_t sequence, row, begin, end;
+};
+struct DecodeRow {
+  int32_t row, first_split, splits;
+};
+
+struct AttentionDecode {
+  AttentionInputs in;  // items are not read
+  bool is_float32;     // else bfloat16
+  const DecodeSplit* splits;
+  const DecodeRow* rows;
+  int64_t split_count, row_count;
+  float* partials;  // [splits, Hq, dim + 2] scratch: unnormalised output, maximum (times scale · log2 e), sum
+  void* output;
+  float* logsumexp;  // or null
+};
+void attention_decode(const AttentionDecode& arguments, void* stream);
+
+}  // namespace oryx::cuda

@@ -1,0 +1,175 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "operators/attention/attention.h"
+#include "operators/attention/attention_cuda.h"
+#include "operators/device/device_testing.h"
+#include "operators/testing.h"
+
+namespace oryx::operators {
+namespace {
+
+using testing::kernel_device;
+using testing::relative_error;
+using Spans = std::vector<std::array<int64_t, 3>>;
+
+at::Tensor tensor_of(const Spans& spans) {
+  at::Tensor result = at::empty({static_cast<int64_t>(spans.size()), 3}, at::kLong);
+  for (size_t i = 0; i < spans.size(); ++i) {
+    for (int64_t j = 0; j < 3; ++j) result[i][j] = spans[i][j];
+  }
+  return result;
+}
+
+struct Case {
+  const char* name;
+  int64_t batch, capacity, query_heads, key_heads, dim;
+  Spans spans;
+
+  int64_t rows() const {
+    int64_t total = 0;
+    for (const auto& span : spans) total += span[2] - span[1];
+    return total;
+  }
+  std::vector<int64_t> ends() const {
+    std::vector<int64_t> result(batch, 0);
+    for (const auto& span : spans) {
+      if (span[2] > span[1]) result[span[0]] = std::max(result[span[0]], span[2]);
+    }
+    return result;
+  }
+  double scale() const { return 1 / std::sqrt(static_cast<double>(dim)); }
+};
+
+struct Inputs {
+  at::Tensor query, key, value, output_grad;
+};
+
+// bfloat16 on the kernels' device; keys and values hold NaN past the end of what is used.
+Inputs inputs_of(const Case& c, uint64_t seed = 1) {
+  at::manual_seed(seed);
+  const auto make = [&](at::IntArrayRef sizes) {
+    return at::randn(sizes, at::kDouble).to(at::kBFloat16).to(kernel_device());
+  };
+  Inputs in{make({c.rows(), c.query_heads, c.dim}), make({c.batch, c.capacity, c.key_heads, c.dim}),
+            make({c.batch, c.capacity, c.key_heads, c.dim}), make({c.rows(), c.query_heads, c.dim})};
+  const std::vector<int64_t> ends = c.ends();
+  for (int64_t b = 0; b < c.batch; ++b) {
+    in.key[b].slice(0, ends[b]).fill_(NAN);
+    in.value[b].slice(0, ends[b]).fill_(NAN);
+  }
+  return in;
+}
+
+// Output, log-sum-exp and gradients in float64.
+std::vector<at::Tensor> expected(const Case& c, const Inputs& in, bool with_gradients) {
+  const auto leaf = [&](const at::Tensor& x) {
+    return x.to(at::kDouble).nan_to_num(0).detach().set_requires_grad(with_gradients);
+  };
+  const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value), spans = tensor_of(c.spans);
+  std::vector<at::Tensor> sums;
+  int64_t row = 0;
+  for (const auto& [sequence, begin, end] : c.spans) {
+    const at::Tensor scores =
+        c.scale() * at::matmul(q.detach().slice(0, row, row + end - begin).transpose(0, 1),
+                               k.detach()[sequence].slice(0, 0, end).permute({1, 2, 0}).repeat_interleave(
+                                   c.query_heads / c.key_heads, 0));
+    const at::Tensor later = at::ones({end - begin, end}, q.options().dtype(at::kBool)).triu(begin + 1);
+    sums.push_back(scores.masked_fill(later, -INFINITY).logsumexp(-1).t());
+    row += end - begin;
+  }
+  const at::Tensor output = attention_reference(q, k, v, spans, c.scale());
+  std::vector<at::Tensor> result{output.detach(),
+                                 sums.empty() ? at::empty({0, c.query_heads}, q.options()) : at::cat(sums)};
+  if (with_gradients) {
+    for (const at::Tensor& grad : testing::gradients({output}, {q, k, v}, {in.output_grad.to(at::kDouble)}))
+      result.push_back(grad);
+  }
+  return result;
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> all = {
+      {"none", 2, 70, 1, 1, 64, {}},
+      {"all", 1, 200, 1, 1, 128, {{0, 0, 200}}},
+      {"all_of_dim_64", 2, 130, 2, 1, 64, {{0, 0, 130}, {1, 0, 130}}},
+      {"last_chunk", 2, 384, 1, 1, 128, {{0, 256, 384}, {1, 256, 384}}},
+      {"chunks", 2, 512, 1, 1, 64, {{0, 128, 256}, {0, 384, 512}, {1, 0, 128}}},
+      {"odd_cuts", 2, 200, 2, 2, 64, {{0, 3, 20}, {0, 31, 32}, {0, 100, 171}, {1, 63, 66}, {1, 127, 130}}},
+      {"out_of_order", 2, 90, 1, 1, 64, {{1, 60, 90}, {0, 5, 20}, {1, 0, 12}, {0, 50, 51}, {0, 0, 3}}},
+      {"grouped", 1, 140, 6, 2, 64, {{0, 70, 140}}},
+      {"spare_room", 3, 300, 1, 1, 128, {{0, 0, 65}, {2, 80, 100}}},
+      {"one_row", 2, 70, 2, 1, 128, {{0, 63, 64}, {1, 64, 65}}},
+  };
+  if (!testing::is_emulated) {
+    std::mt19937 random(5);
+    const auto chunks = [&](const char* name, int64_t batch, int64_t time, int64_t heads, int64_t dim,
+                            int one_in) {
+      Case c{name, batch, time, heads, heads, dim, {}};
+      for (int64_t b = 0; b < batch; ++b) {
+        for (int64_t t = 0; t < time; t += 128) {
+          if (random() % one_in == 0) c.spans.push_back({b, t, std::min(t + 128, time)});
+        }
+      }
+      all.push_back(c);
+    };
+    chunks("training_128", 8, 2048, 16, 128, 4);
+    chunks("training_64", 8, 2048, 16, 64, 4);
+    chunks("long", 1, 8192, 2, 128, 4);
+    chunks("everything", 2, 2048, 4, 128, 1);
+    chunks("odd_time", 3, 333, 16, 128, 1);
+  }
+  return all;
+}
+
+class AttentionKernels : public ::testing::TestWithParam<Case> {};
+
+TEST_P(AttentionKernels, ForwardEqualsTheReference) {
+  const Case& c = GetParam();
+  const Inputs in = inputs_of(c);
+  const at::Tensor spans = tensor_of(c.spans);
+  const auto want = expected(c, in, false);
+  const auto got = testing::with_kernels([&] {
+    const auto [output, logsumexp] = attention_rows(in.query, in.key, in.value, spans, c.scale(), true);
+    return std::vector<at::Tensor>{output, logsumexp};
+  });
+  EXPECT_LE(relative_error(got[0], want[0]), 4e-3);
+  if (c.rows() == 0) return;
+  EXPECT_LE((got[1].to(at::kDouble) - want[1]).abs().max().item<double>(), 1e-3);
+}
+
+TEST_P(AttentionKernels, GradientsEqualTheReference) {
+  const Case& c = GetParam();
+  const Inputs in = inputs_of(c);
+  const at::Tensor spans = tensor_of(c.spans);
+  const auto want = expected(c, in, true);
+  for (const AttentionWay way : {AttentionWay::rows, AttentionWay::dense}) {
+    const std::vector<int64_t> ends = c.ends();
+    const bool is_alike = c.rows() > 0 && std::count(ends.begin(), ends.end(), ends[0]) == c.batch;
+    if (way == AttentionWay::dense && !is_alike) continue;
+    const auto got = testing::with_kernels([&] {
+      const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
+      const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
+      const at::Tensor output = attention_cuda(q, k, v, spans, c.scale(), way);
+      std::vector<at::Tensor> result = testing::gradients({output}, {q, k, v}, {in.output_grad});
+      result.push_back(output.detach());
+      return result;
+    });
+    for (int i = 0; i < 3; ++i) {
+      ASSERT_EQ(got[i].sizes(), want[i + 2].sizes());
+      EXPECT_LE(relative_error(got[i], want[i + 2]), 5e-3)
+          << "gradient " << i << (way == AttentionWay::dense);
+    }
+    EXPECT_LE(relative_error(got[3], want[0]), 4e-3);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, AttentionKernels, ::testing::ValuesIn(cases()),
+                         [](const auto& each) { return std::string(each.param.name); });
+
+}  // namespace
+}  // namespace oryx::operators
