@@ -8,7 +8,9 @@
 #include "base/error.h"
 #include "base/shapes.h"
 #include "operators/activations.h"
+#include "operators/device/runtime.h"
 #include "operators/gated_norm/gated_norm_cpu.h"
+#include "operators/gated_norm/gated_norm_cuda.h"
 
 namespace oryx::operators {
 
@@ -41,11 +43,16 @@ at::Tensor empty_rstd(const at::Tensor& x, const at::Tensor& weight) {
   return at::empty({x.size(0), x.size(1) / weight.size(0)}, weight.options());
 }
 
+void run(const NormForward& arguments, const at::Tensor& x) {
+  cuda::serves(x) ? cuda::gated_norm_forward(arguments, x) : cpu::gated_norm_forward(arguments);
+}
+
 at::Tensor forward_kernel(NormMode mode, const at::Tensor& x, const at::Tensor& gate,
                           const at::Tensor& weight, double eps, const at::Tensor& rstd) {
   at::Tensor y = at::empty(x.sizes(), x.options());
-  cpu::gated_norm_forward({describe(mode, x, gate, weight, eps), nullptr, 0, nullptr, y.mutable_data_ptr(),
-                           rstd.defined() ? rstd.mutable_data_ptr() : nullptr});
+  run({describe(mode, x, gate, weight, eps), nullptr, 0, nullptr, y.mutable_data_ptr(),
+       rstd.defined() ? rstd.mutable_data_ptr() : nullptr},
+      x);
   return y;
 }
 
@@ -59,15 +66,22 @@ Gradients backward_kernel(NormMode mode, const at::Tensor& x, const at::Tensor& 
   Gradients out{at::empty(x.sizes(), x.options()), {}, {}};
   at::Tensor partials;
   if (gate.defined()) out.dgate = at::empty_like(out.dx);
-  if (weight.defined()) {
-    out.dweight = at::empty_like(weight);
+  if (weight.defined()) out.dweight = at::empty_like(weight);
+  if (weight.defined() && !cuda::serves(x)) {
     partials =
         at::empty({(x.size(0) + rows_per_block - 1) / rows_per_block, weight.size(0)}, weight.options());
   }
   const auto writable = [](const at::Tensor& t) { return t.defined() ? t.mutable_data_ptr() : nullptr; };
-  cpu::gated_norm_backward({describe(mode, x, gate, weight, eps), pointer(rstd), pointer(dy), pointer(dsum),
-                            writable(out.dx), writable(out.dgate), writable(out.dweight), writable(partials),
-                            rows_per_block});
+  const NormBackward arguments{describe(mode, x, gate, weight, eps),
+                               pointer(rstd),
+                               pointer(dy),
+                               pointer(dsum),
+                               writable(out.dx),
+                               writable(out.dgate),
+                               writable(out.dweight),
+                               writable(partials),
+                               rows_per_block};
+  cuda::serves(x) ? cuda::gated_norm_backward(arguments, x) : cpu::gated_norm_backward(arguments);
   return out;
 }
 
@@ -100,18 +114,19 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
   static variable_list forward(AutogradContext* context, const at::Tensor& residual, const at::Tensor& update,
                                const at::Tensor& weight, double eps) {
     const at::Tensor rstd = empty_rstd(residual, weight);
-    const variable_list out = forward_cpu(residual, update, weight, eps, rstd);
+    const variable_list out = forward_sum(residual, update, weight, eps, rstd);
     context->save_for_backward({out[0], weight, rstd});
     context->saved_data["eps"] = eps;
     return out;
   }
 
-  static variable_list forward_cpu(const at::Tensor& residual, const at::Tensor& update,
+  static variable_list forward_sum(const at::Tensor& residual, const at::Tensor& update,
                                    const at::Tensor& weight, double eps, const at::Tensor& rstd) {
     at::Tensor sum = at::empty(residual.sizes(), residual.options()), normed = at::empty_like(sum);
-    cpu::gated_norm_forward({describe(NormMode::norm, residual, {}, weight, eps), update.const_data_ptr(),
-                             update.stride(0), sum.mutable_data_ptr(), normed.mutable_data_ptr(),
-                             rstd.defined() ? rstd.mutable_data_ptr() : nullptr});
+    run({describe(NormMode::norm, residual, {}, weight, eps), update.const_data_ptr(), update.stride(0),
+         sum.mutable_data_ptr(), normed.mutable_data_ptr(),
+         rstd.defined() ? rstd.mutable_data_ptr() : nullptr},
+        residual);
     return {sum, normed};
   }
 
@@ -162,7 +177,7 @@ at::Tensor gated_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate
            "[gated_norm] expected a weight whose length divides the {} channels, got {}", x.size(-1),
            weight->size(0));
   }
-  if (!x.is_cpu()) return gated_norm_reference(x, gate, weight, eps, order);
+  if (!x.is_cpu() && !cuda::serves(x)) return gated_norm_reference(x, gate, weight, eps, order);
 
   const at::Tensor rows = as_rows(x), gates = gate ? as_rows(*gate) : at::Tensor(),
                    factors = weight ? in_accumulate_type(*weight, x) : at::Tensor();
@@ -182,13 +197,13 @@ std::tuple<at::Tensor, at::Tensor> add_norm(const at::Tensor& residual, const at
   check_x("add_norm", residual);
   check_like("add_norm", "update", update, residual);
   expect_shape("add_norm", "weight", weight, {residual.size(-1)});
-  if (!residual.is_cpu()) return add_norm_reference(residual, update, weight, eps);
+  if (!residual.is_cpu() && !cuda::serves(residual)) return add_norm_reference(residual, update, weight, eps);
 
   const at::Tensor rows = as_rows(residual), updates = as_rows(update),
                    factors = in_accumulate_type(weight, residual);
   const variable_list out = needs_gradient({rows, updates, factors})
                                 ? AddNorm::apply(rows, updates, factors, eps)
-                                : AddNorm::forward_cpu(rows, updates, factors, eps, {});
+                                : AddNorm::forward_sum(rows, updates, factors, eps, {});
   return {out[0].view(residual.sizes()), out[1].view(residual.sizes())};
 }
 

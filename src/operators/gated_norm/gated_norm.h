@@ -23,7 +23,8 @@ namespace oryx::operators {
 //                      else float32)
 // Returns y contiguous, shape and dtype of x; computed in the accumulate type, rounded once.
 // Differentiable in x, gate and weight. Backward saves the inputs and one factor per group. The weight's
-// gradient is summed over fixed blocks of rows in order: it does not depend on the number of threads.
+// gradient is summed over fixed blocks of rows in order: it does not depend on the number of CPU threads, and
+// repeats bit for bit on one GPU.
 // Throws Error on other shapes, dtypes or orders.
 at::Tensor gated_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                       const std::optional<at::Tensor>& weight, double eps, std::string_view order);

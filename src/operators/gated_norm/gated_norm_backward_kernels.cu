@@ -1,0 +1,189 @@
+#include "operators/gated_norm/gated_norm_device.h"
+
+namespace oryx::cuda {
+
+namespace {
+
+constexpr bool has_gate(Norm mode) { return mode == Norm::gate_norm || mode == Norm::norm_gate; }
+
+// One element of the first pass. With u the normalised input, n = u·rstd and e = dL/dn: adds e·u to dot and
+// the weight's share to dweight; returns e. In mode norm_gate `dgate` is complete after it.
+template <typename T, Norm mode, typename A>
+__device__ inline A first_pass(A x, A gate, A dy, A weight, A rstd, A& dot, A& dweight, A& dgate) {
+  A u = x, d = dy;
+  if constexpr (mode == Norm::gate_norm) u *= silu<T>(gate);
+  if constexpr (mode == Norm::norm_gate) {
+    const A s = sigmoid<T>(gate);
+    dgate = d * u * rstd * weight * silu_slope(gate, s);
+    d *= gate * s;
+  }
+  const A e = d * weight;
+  dot += e * u;
+  dweight += d * (u * rstd);
+  return e;
+}
+
+// du = rstd · (e − n · mean(e ⊙ n)) with pull = −rstd³ · mean(e ⊙ u); returns dx.
+template <typename T, Norm mode, typename A>
+__device__ inline A second_pass(A x, A gate, A dy, A weight, A rstd, A pull, A dsum, A& dgate) {
+  if constexpr (mode == Norm::gate_norm) {
+    const A s = sigmoid<T>(gate), gated = gate * s;
+    const A du = x * gated * pull + rstd * (dy * weight);
+    dgate = du * x * silu_slope(gate, s);
+    return du * gated;
+  } else if constexpr (mode == Norm::norm_gate) {
+    return x * pull + rstd * (dy * silu<T>(gate) * weight);
+  } else {
+    return x * pull + rstd * (dy * weight) + dsum;
+  }
+}
+
+template <typename T, Norm mode, int vectors>
+__global__ void __launch_bounds__(norm_threads, norm_blocks(vectors))
+    norm_backward_kernel(const NormArguments p) {
+  using A = Wide<T>;
+  constexpr int n = lanes_of<T>;
+  __shared__ A scratch[2 * norm_threads / 32];
+  Team<A> team(p.team, scratch);
+  const int group = static_cast<int>(p.group);
+  const int items = static_cast<int>(p.rows * (p.channels / p.group)), teams = norm_threads / p.team;
+  const int step = static_cast<int>(gridDim.x) * teams;
+  const A* weights = static_cast<const A*>(p.weight);
+  Vector<T, n> dweight[vectors];
+#pragma unroll
+  for (int k = 0; k < vectors; ++k)
+#pragma unroll
+    for (int i = 0; i < n; ++i) dweight[k][i] = 0;
+
+  for (int first = static_cast<int>(blockIdx.x) * teams; first < items; first += step) {
+    const int item = first + team.index;
+    const bool valid = item < items;
+    const NormItem<T> at(p, valid ? item : 0);
+    const int end = valid ? group : 0;
+    Raw<T, n> x[vectors], gate[vectors], dy[vectors], dsum[vectors];
+#pragma unroll
+    for (int k = 0; k < vectors; ++k) {
+      const int column = (k * p.team + team.lane) * n;
+      if (column >= end) continue;
+      x[k] = load_raw<n>(static_cast<const T*>(p.x) + at.x + column);
+      dy[k] = load_raw<n>(static_cast<const T*>(p.dy) + at.dense + column);
+      if constexpr (has_gate(mode)) gate[k] = load_raw<n>(static_cast<const T*>(p.gate) + at.gate + column);
+      if constexpr (mode == Norm::add)
+        dsum[k] = load_raw<n>(static_cast<const T*>(p.dsum) + at.dense + column);
+    }
+    const A rstd = static_cast<const A*>(p.rstd)[valid ? item : 0];
+    A dot = 0;
+#pragma unroll
+    for (int k = 0; k < vectors; ++k) {
+      const int column = (k * p.team + team.lane) * n;
+      if (column >= end) continue;
+      const Vector<T, n> wide = widen<T, n>(x[k]), d = widen<T, n>(dy[k]);
+      const Vector<T, n> weight = load_wide<T, n>(weights + column);
+      Vector<T, n> g, dg;
+      if constexpr (has_gate(mode)) g = widen<T, n>(gate[k]);
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        first_pass<T, mode, A>(wide[i], has_gate(mode) ? g[i] : A(0), d[i], weight[i], rstd, dot,
+                               dweight[k][i], dg[i]);
+      }
+      if constexpr (mode == Norm::norm_gate) store(static_cast<T*>(p.dgate) + at.dense + column, dg);
+    }
+    const A pull = -rstd * rstd * rstd * team.sum(dot) / static_cast<A>(group);
+#pragma unroll
+    for (int k = 0; k < vectors; ++k) {
+      const int column = (k * p.team + team.lane) * n;
+      if (column >= end) continue;
+      const Vector<T, n> wide = widen<T, n>(x[k]), d = widen<T, n>(dy[k]);
+      const Vector<T, n> weight = load_wide<T, n>(weights + column);
+      Vector<T, n> g, ds, dg, dx;
+      if constexpr (has_gate(mode)) g = widen<T, n>(gate[k]);
+      if constexpr (mode == Norm::add) ds = widen<T, n>(dsum[k]);
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        dx[i] = second_pass<T, mode, A>(wide[i], has_gate(mode) ? g[i] : A(0), d[i], weight[i], rstd, pull,
+                                        mode == Norm::add ? ds[i] : A(0), dg[i]);
+      }
+      store(static_cast<T*>(p.dx) + at.dense + column, dx);
+      if constexpr (mode == Norm::gate_norm) store(static_cast<T*>(p.dgate) + at.dense + column, dg);
+    }
+  }
+
+  // The teams' sums, added in order: [teams, group].
+  A* sums = reinterpret_cast<A*>(shared_memory());
+#pragma unroll
+  for (int k = 0; k < vectors; ++k) {
+    const int column = (k * p.team + team.lane) * n;
+    if (column >= group) continue;
+#pragma unroll
+    for (int i = 0; i < n; ++i) sums[team.index * group + column + i] = dweight[k][i];
+  }
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < group; c += norm_threads) {
+    A total = 0;
+    for (int t = 0; t < teams; ++t) total += sums[t * group + c];
+    static_cast<A*>(p.partials)[blockIdx.x * p.group + c] = total;
+  }
+}
+
+// Any group, any alignment: a block per item; the block's partial sums lie in memory, each with its own
+// thread.
+template <typename T, Norm mode>
+__global__ void __launch_bounds__(norm_threads) norm_backward_general_kernel(const NormArguments p) {
+  using A = Wide<T>;
+  __shared__ A scratch[2 * norm_threads / 32];
+  Team<A> team(norm_threads, scratch);
+  const int64_t items = p.rows * (p.channels / p.group);
+  A* dweight = static_cast<A*>(p.partials) + blockIdx.x * p.group;
+  for (int64_t c = team.lane; c < p.group; c += norm_threads) dweight[c] = 0;
+  for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
+    const NormItem<T> at(p, item);
+    const A rstd = static_cast<const A*>(p.rstd)[item];
+    const auto element = [](const void* base, int64_t offset) {
+      return load<1>(static_cast<const T*>(base) + offset)[0];
+    };
+    A dot = 0;
+    for (int64_t c = team.lane; c < p.group; c += norm_threads) {
+      Vector<T, 1> dgate;
+      first_pass<T, mode, A>(element(p.x, at.x + c), has_gate(mode) ? element(p.gate, at.gate + c) : A(0),
+                             element(p.dy, at.dense + c), static_cast<const A*>(p.weight)[c], rstd, dot,
+                             dweight[c], dgate[0]);
+      if constexpr (mode == Norm::norm_gate) store(static_cast<T*>(p.dgate) + at.dense + c, dgate);
+    }
+    const A pull = -rstd * rstd * rstd * team.sum(dot) / static_cast<A>(p.group);
+    for (int64_t c = team.lane; c < p.group; c += norm_threads) {
+      Vector<T, 1> dx, dgate;
+      dx[0] = second_pass<T, mode, A>(
+          element(p.x, at.x + c), has_gate(mode) ? element(p.gate, at.gate + c) : A(0),
+          element(p.dy, at.dense + c), static_cast<const A*>(p.weight)[c], rstd, pull,
+          mode == Norm::add ? element(p.dsum, at.dense + c) : A(0), dgate[0]);
+      store(static_cast<T*>(p.dx) + at.dense + c, dx);
+      if constexpr (mode == Norm::gate_norm) store(static_cast<T*>(p.dgate) + at.dense + c, dgate);
+    }
+  }
+}
+
+}  // namespace
+
+int64_t norm_backward_blocks(const NormTensors& tensors, int multiprocessors) {
+  return norm_grid(tensors, norm_layout(tensors), multiprocessors);
+}
+
+void norm_backward(const NormTensors& tensors, int multiprocessors, void* stream) {
+  const NormLayout layout = norm_layout(tensors);
+  const NormArguments arguments{tensors, layout.size};
+  const int64_t blocks = norm_grid(tensors, layout, multiprocessors);
+  with_norm_kernel(tensors, layout.vectors, [&]<typename T, Norm mode, int vectors>() {
+    const dim3 grid(static_cast<unsigned>(blocks));
+    if constexpr (vectors == 0) {
+      launch<norm_backward_general_kernel<T, mode>>(grid, norm_threads, 0, stream, arguments);
+    } else {
+      const size_t shared = norm_threads / layout.size * static_cast<size_t>(tensors.group) * sizeof(Wide<T>);
+      launch<norm_backward_kernel<T, mode, vectors>>(grid, norm_threads, shared, stream, arguments);
+    }
+    column_sums<Wide<T>>({static_cast<const Wide<T>*>(tensors.partials), blocks, tensors.group,
+                          static_cast<Wide<T>*>(tensors.dweight)},
+                         stream);
+  });
+}
+
+}  // namespace oryx::cuda
