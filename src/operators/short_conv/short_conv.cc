@@ -7,7 +7,9 @@
 #include "base/error.h"
 #include "base/shapes.h"
 #include "operators/activations.h"
+#include "operators/device/runtime.h"
 #include "operators/short_conv/short_conv_cpu.h"
+#include "operators/short_conv/short_conv_cuda.h"
 
 namespace oryx::operators {
 
@@ -36,8 +38,9 @@ variable_list forward_kernel(const at::Tensor& x, const at::Tensor& weight, cons
                              const Optional& tail, bool silu) {
   at::Tensor y = at::empty(x.sizes(), x.options());
   at::Tensor new_tail = at::empty({x.size(0), weight.size(1) - 1, x.size(2)}, x.options());
-  cpu::short_conv_forward(
-      {describe(x, weight, bias, tail, silu), y.mutable_data_ptr(), new_tail.mutable_data_ptr()});
+  const ShortConvForward arguments{describe(x, weight, bias, tail, silu), y.mutable_data_ptr(),
+                                   new_tail.mutable_data_ptr()};
+  cuda::serves(x) ? cuda::short_conv_forward(arguments, x) : cpu::short_conv_forward(arguments);
   return {y, new_tail};
 }
 
@@ -70,10 +73,14 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
       sums.zero_();
     } else {
       at::Tensor partials = at::empty({blocks, width + 1, channels}, weight.options());
-      cpu::short_conv_backward(
-          {describe(x, weight, bias, tail, context->saved_data["silu"].toBool()), dy.const_data_ptr(),
-           dnew_tail.defined() ? dnew_tail.const_data_ptr() : nullptr, dx.mutable_data_ptr(),
-           tail ? dtail.mutable_data_ptr() : nullptr, partials.mutable_data_ptr(), sums.mutable_data_ptr()});
+      const ShortConvBackward arguments{describe(x, weight, bias, tail, context->saved_data["silu"].toBool()),
+                                        dy.const_data_ptr(),
+                                        dnew_tail.defined() ? dnew_tail.const_data_ptr() : nullptr,
+                                        dx.mutable_data_ptr(),
+                                        tail ? dtail.mutable_data_ptr() : nullptr,
+                                        partials.mutable_data_ptr(),
+                                        sums.mutable_data_ptr()};
+      cuda::serves(x) ? cuda::short_conv_backward(arguments, x) : cpu::short_conv_backward(arguments);
     }
     return {
         dx, sums.slice(0, 0, width).t().contiguous(), bias ? sums.select(0, width) : at::Tensor(), dtail, {}};
@@ -96,7 +103,7 @@ std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Ten
   }
   expect(activation == "none" || activation == "silu",
          "[short_conv] expected activation \"none\" or \"silu\", got \"{}\"", activation);
-  if (!x.is_cpu()) return short_conv_reference(x, weight, bias, tail, activation);
+  if (!x.is_cpu() && !cuda::serves(x)) return short_conv_reference(x, weight, bias, tail, activation);
 
   const at::ScalarType accumulate = accumulate_type(x.scalar_type());
   const at::Tensor rows = contiguous_rows(x), taps = weight.to(accumulate).contiguous();
