@@ -4,12 +4,12 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include <array>
-
 #include "base/error.h"
 #include "base/shapes.h"
 #include "operators/cpu/mixer_inputs.h"
+#include "operators/device/runtime.h"
 #include "operators/ssd/ssd_cpu.h"
+#include "operators/ssd/ssd_cuda.h"
 
 namespace oryx::operators {
 
@@ -21,41 +21,18 @@ using Optional = std::optional<at::Tensor>;
 // Sequences shorter than this go token by token (measured: a chunk wins from about six tokens).
 constexpr int64_t fewest_chunk_tokens = 6;
 
-// The inputs with contiguous rows; skip in the accumulate type.
-struct Inputs {
-  at::Tensor query, key, value, log_decay, step, skip, spans, initial_state;
-  cpu::MixerShape shape;
+cpu::MixerInputs arguments_of(const SsdInputs& in, const QueryRows& rows) {
+  return mixer_inputs(in.shape, rows, in.query, in.key, in.value, in.log_decay, in.step,
+                      in.initial_state.defined() ? Optional(in.initial_state) : std::nullopt);
+}
 
-  Inputs(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
-         const at::Tensor& log_decay_given, const at::Tensor& step_given, const Optional& skip_given,
-         const at::Tensor& spans_given, const Optional& state_given, int64_t chunk)
-      : spans(spans_given),
-        shape(expect_mixer_tensors({"ssd", "step", query_given, key_given, value_given, log_decay_given,
-                                    step_given, spans_given, state_given, chunk})) {
-    query = with_contiguous_rows(query_given);
-    key = with_contiguous_rows(key_given);
-    value = with_contiguous_rows(value_given);
-    log_decay = log_decay_given.contiguous();
-    step = step_given.contiguous();
-    if (skip_given.has_value() && skip_given->defined()) {
-      expect_shape("ssd", "skip", *skip_given, {shape.output_heads});
-      skip = skip_given->to(accumulate_type(value.scalar_type())).contiguous();
-    }
-    if (state_given.has_value() && state_given->defined()) initial_state = state_given->contiguous();
-  }
-
-  cpu::MixerInputs arguments(const QueryRows& rows) const {
-    return mixer_inputs(shape, rows, query, key, value, log_decay, step,
-                        initial_state.defined() ? Optional(initial_state) : std::nullopt);
-  }
-};
-
-variable_list forward_kernel(const Inputs& in) {
+variable_list forward_kernel(const SsdInputs& in, bool differentiate) {
+  if (cuda::serves(in.value)) return ssd_forward_cuda(in, differentiate);
   const cpu::MixerShape& s = in.shape;
   const QueryRows rows(in.spans, s);
   at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
   at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
-  const cpu::SsdForward arguments{in.arguments(rows), pointer(in.skip), packed_rows(output),
+  const cpu::SsdForward arguments{arguments_of(in, rows), pointer(in.skip), packed_rows(output),
                                   state.mutable_data_ptr()};
   const int64_t work = s.key_dim * s.value_dim * s.time;
   if (s.time < fewest_chunk_tokens) {
@@ -70,9 +47,8 @@ variable_list forward_kernel(const Inputs& in) {
   return {output, state};
 }
 
-// Gradients of query, key, value, log_decay, step, skip and initial_state.
-std::array<at::Tensor, 7> backward_kernel(const Inputs& in, const at::Tensor& d_output,
-                                          const at::Tensor& d_state) {
+SsdGradients backward_kernel(const SsdInputs& in, const at::Tensor& d_output, const at::Tensor& d_state) {
+  if (cuda::serves(in.value)) return ssd_backward_cuda(in, d_output, d_state);
   const cpu::MixerShape& s = in.shape;
   const QueryRows rows(in.spans, s);
   const at::TensorOptions wide = in.log_decay.options();
@@ -83,7 +59,7 @@ std::array<at::Tensor, 7> backward_kernel(const Inputs& in, const at::Tensor& d_
   if (in.skip.defined()) d_skip = at::empty({s.batch, s.output_heads}, wide);
   if (in.initial_state.defined()) d_initial = at::empty(in.initial_state.sizes(), wide);
   if (!d_output.defined()) query.partial.zero_();
-  const cpu::SsdBackward arguments{.inputs = in.arguments(rows),
+  const cpu::SsdBackward arguments{.inputs = arguments_of(in, rows),
                                    .skip = pointer(in.skip),
                                    .d_output = packed_rows(d_output),
                                    .d_final_state = pointer(d_state),
@@ -112,14 +88,14 @@ class Ssd : public torch::autograd::Function<Ssd> {
     context->save_for_backward({query, key, value, log_decay, step, skip.value_or(at::Tensor()), spans,
                                 initial_state.value_or(at::Tensor())});
     context->saved_data["chunk"] = chunk;
-    return forward_kernel({query, key, value, log_decay, step, skip, spans, initial_state, chunk});
+    return forward_kernel({query, key, value, log_decay, step, skip, spans, initial_state, chunk}, true);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     expect(!at::GradMode::is_enabled(), "[ssd] expected one differentiation, got a second (create_graph)");
     if (!grads[0].defined() && !grads[1].defined()) return variable_list(9);
     const variable_list v = context->get_saved_variables();
-    const Inputs in(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], context->saved_data["chunk"].toInt());
+    const SsdInputs in(v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], context->saved_data["chunk"].toInt());
     auto [query, key, value, log_decay, step, skip, initial] =
         backward_kernel(in, grads[0].defined() ? with_contiguous_rows(grads[0]) : grads[0],
                         grads[1].defined() ? grads[1].contiguous() : grads[1]);
@@ -130,21 +106,44 @@ class Ssd : public torch::autograd::Function<Ssd> {
 
 }  // namespace
 
+SsdInputs::SsdInputs(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
+                     const at::Tensor& log_decay_given, const at::Tensor& step_given, const Optional& skip_given,
+                     const at::Tensor& spans_given, const Optional& state_given, int64_t chunk)
+    : spans(spans_given),
+      shape(expect_mixer_tensors({"ssd", "step", query_given, key_given, value_given, log_decay_given, step_given,
+                                  spans_given, state_given, chunk})) {
+  query = with_contiguous_rows(query_given);
+  key = with_contiguous_rows(key_given);
+  value = with_contiguous_rows(value_given);
+  log_decay = log_decay_given.contiguous();
+  step = step_given.contiguous();
+  if (skip_given.has_value() && skip_given->defined()) {
+    expect_shape("ssd", "skip", *skip_given, {shape.output_heads});
+    skip = skip_given->to(accumulate_type(value.scalar_type())).contiguous();
+  }
+  if (state_given.has_value() && state_given->defined()) initial_state = state_given->contiguous();
+}
+
 std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor& key,
                                        const at::Tensor& value, const at::Tensor& log_decay,
                                        const at::Tensor& step, const Optional& skip, const at::Tensor& spans,
                                        const Optional& initial_state, int64_t chunk) {
-  if (!value.device().is_cpu()) {
-    return ssd_recurrence(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
-  }
   const auto wants = [](const Optional& x) { return x.has_value() && x->defined() && x->requires_grad(); };
   const bool differentiate =
       at::GradMode::is_enabled() &&
       (query.requires_grad() || key.requires_grad() || value.requires_grad() || log_decay.requires_grad() ||
        step.requires_grad() || wants(skip) || wants(initial_state));
+  bool is_served = value.is_cpu();
+  if (cuda::serves(value)) {
+    const SsdInputs in(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
+    is_served = ssd_chunks_serve(in) || (!differentiate && ssd_steps_serve(in));
+  }
+  if (!is_served) {
+    return ssd_chunked(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
+  }
   const variable_list out =
       differentiate ? Ssd::apply(query, key, value, log_decay, step, skip, spans, initial_state, chunk)
-                    : forward_kernel({query, key, value, log_decay, step, skip, spans, initial_state, chunk});
+                    : forward_kernel({query, key, value, log_decay, step, skip, spans, initial_state, chunk}, false);
   return {out[0], out[1]};
 }
 

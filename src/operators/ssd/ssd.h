@@ -41,4 +41,13 @@ std::tuple<at::Tensor, at::Tensor> ssd_recurrence(
     const at::Tensor& step, const std::optional<at::Tensor>& skip, const at::Tensor& spans,
     const std::optional<at::Tensor>& initial_state, int64_t chunk = 64);
 
+// The same in chunks of composed, batched ATen operations, differentiable by autograd, for any device: what ssd() is for
+// tensors that no kernel serves. Loops over chunks, not over tokens; keeps the state before every chunk.
+std::tuple<at::Tensor, at::Tensor> ssd_chunked(const at::Tensor& query, const at::Tensor& key,
+                                               const at::Tensor& value, const at::Tensor& log_decay,
+                                               const at::Tensor& step, const std::optional<at::Tensor>& skip,
+                                               const at::Tensor& spans,
+                                               const std::optional<at::Tensor>& initial_state,
+                                               int64_t chunk = 64);
+
 }  // namespace oryx::operators

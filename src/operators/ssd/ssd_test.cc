@@ -29,6 +29,18 @@ TEST(Ssd, ChunkedIsTheRecurrenceInFloat64) {
   }
 }
 
+TEST(Ssd, ComposedChunksAreTheRecurrenceInFloat64) {
+  for (const MixerCase& c : mixer_cases()) {
+    const MixerTensors x = draw(c, at::kDouble, 1, false);
+    const auto composed = [&](const MixerTensors& y) {
+      return ssd_chunked(y.query, y.key, y.value, y.log_decay, y.step, y.skip, y.spans, y.initial_state, c.chunk);
+    };
+    expect_near(
+        evaluate(composed, x, at::kDouble, true), evaluate(recurrent, x, at::kDouble, true),
+        [](const std::string&) { return 1e-10; }, c.name());
+  }
+}
+
 // float32 rounds sums of about 64 terms (5e-6); bfloat16 rounds each output and gradient once (2^-9, 5e-3
 // with room for sums that cancel).
 TEST(Ssd, Float32AndBfloat16StayClose) {

@@ -1,0 +1,256 @@
+#include "operators/ssd/ssd_cuda.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "operators/cpu/mixer_inputs.h"
+#include "operators/device/runtime.h"
+#include "operators/device/span_table.h"
+#include "operators/ssd/ssd_kernels.h"
+
+namespace oryx::operators {
+
+namespace {
+
+// A sequence of up to so many tokens is cheaper token by token: the state passes through memory once either way.
+constexpr int64_t most_step_tokens = 15;
+
+// Which pieces of a sequence hold rows.
+struct PieceTable {
+  at::Tensor has_rows;  // int32 [batch, padded steps of kSsdStep tokens]
+  at::Tensor active;    // int32 [n] sequence · chunks + chunk of the output chunks with rows
+};
+
+std::shared_ptr<const PieceTable> piece_table(const at::Tensor& spans, int64_t batch, int64_t time,
+                                              at::Device device) {
+  static SpanCache<PieceTable> cache;
+  return cache.get(spans, batch, time, device, [&] {
+    const int64_t steps = (time + cuda::kSsdStep - 1) / cuda::kSsdStep;
+    const int64_t chunks = (time + cuda::kSsdOutputChunk - 1) / cuda::kSsdOutputChunk;
+    std::vector<int32_t> has_rows(static_cast<size_t>(batch * steps)), active;
+    const auto rows = spans.accessor<int64_t, 2>();
+    for (int64_t i = 0; i < rows.size(0); ++i) {
+      if (rows[i][1] == rows[i][2]) continue;
+      const auto first = has_rows.begin() + rows[i][0] * steps;
+      std::fill(first + rows[i][1] / cuda::kSsdStep, first + (rows[i][2] - 1) / cuda::kSsdStep + 1, 1);
+    }
+    for (int64_t piece = 0; piece < batch * chunks; ++piece) {
+      const int64_t begin = piece % chunks * cuda::kSsdOutputChunk / cuda::kSsdStep;
+      const int64_t end = std::min(begin + cuda::kSsdOutputChunk / cuda::kSsdStep, steps);
+      const auto first = has_rows.begin() + piece / chunks * steps;
+      if (std::find(first + begin, first + end, 1) != first + end) active.push_back(static_cast<int32_t>(piece));
+    }
+    return PieceTable{to_device(has_rows, device), to_device(active, device)};
+  });
+}
+
+// Rows that cp.async can read: aligned to 16 bytes.
+at::Tensor aligned(const at::Tensor& x) {
+  bool is_aligned = reinterpret_cast<uintptr_t>(x.const_data_ptr()) % 16 == 0;
+  for (int64_t d = 0; d + 1 < x.dim(); ++d) is_aligned = is_aligned && x.stride(d) % 8 == 0;
+  return is_aligned ? x : x.clone(at::MemoryFormat::Contiguous);
+}
+
+// What the launchers of one call share.
+struct Call {
+  const SsdInputs& in;
+  cpu::MixerShape shape;
+  at::Tensor query, key, value, initial_state;
+  std::shared_ptr<const SpanTable> spans;
+  std::shared_ptr<const PieceTable> pieces;
+  void* stream;
+  at::Tensor decay_storage;
+  cuda::SsdDecay decay{};
+
+  Call(const SsdInputs& given, int64_t chunk)
+      : in(given),
+        shape(given.shape),
+        query(aligned(given.query)),
+        key(aligned(given.key)),
+        value(aligned(given.value)),
+        initial_state(given.initial_state.defined() ? aligned(given.initial_state) : given.initial_state),
+        spans(span_table(given.spans, shape.batch, shape.time, value.device())),
+        pieces(piece_table(given.spans, shape.batch, shape.time, value.device())),
+        stream(cuda::stream(value)) {
+    shape.chunk = chunk;
+    shape.chunks = (shape.time + chunk - 1) / chunk;
+    const int64_t tokens = streams() * shape.chunks * chunk;
+    decay_storage = at::empty({5 * tokens}, in.log_decay.options());
+    auto* base = decay_storage.mutable_data_ptr<float>();
+    decay = {base, base + 2 * tokens, base + 3 * tokens, base + 4 * tokens};
+    cuda::ssd_decay({shape, in.log_decay.const_data_ptr<float>(), in.step.const_data_ptr<float>(), decay}, stream);
+  }
+
+  int64_t streams() const { return shape.batch * shape.state_heads; }
+
+  // The states before every chunk (where `states` is defined) and after the last (where `last` is).
+  void walk(cuda::SsdWalk walk, const at::Tensor& first, const at::Tensor& states, const at::Tensor& last) const {
+    const int64_t state_size = shape.key_dim * shape.value_dim;
+    const auto data = [](const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr<float>() : nullptr; };
+    // Two blocks for every multiprocessor, in segments of two chunks and more.
+    const int64_t blocks = streams() * (shape.value_dim / 64);
+    const int64_t wanted = std::max<int64_t>(1, 2 * cuda::multiprocessors(value) / blocks);
+    walk.shape = shape;
+    walk.gamma = decay.gamma;
+    walk.segment_chunks = std::max<int64_t>(2, (shape.chunks + wanted - 1) / wanted);
+    walk.segments = (shape.chunks + walk.segment_chunks - 1) / walk.segment_chunks;
+    walk.first_state = data(first);
+    at::Tensor storage, factor;
+    if (walk.segments > 1) {
+      storage = at::empty({streams() * walk.segments, state_size}, in.log_decay.options());
+      factor = at::empty({streams() * walk.segments}, in.log_decay.options());
+      cuda::SsdWalk local = walk;
+      local.is_local = true;
+      local.first_state = nullptr;
+      local.last_state = data(storage);
+      local.last_factor = data(factor);
+      cuda::ssd_walk(local, stream);
+      cuda::ssd_join_segments({streams(), walk.segments, state_size, data(storage), data(factor), data(first)}, stream);
+      walk.first_state = data(storage);
+    }
+    walk.states = states.defined() ? states.mutable_data_ptr() : nullptr;
+    walk.last_state = data(last);
+    cuda::ssd_walk(walk, stream);
+  }
+
+  void walk_forward(const at::Tensor& states, const at::Tensor& last) const {
+    cuda::SsdWalk forward{};
+    forward.left = token_rows(key);
+    forward.right = token_rows(value);
+    forward.weight = decay.weight;
+    walk(forward, initial_state, states, last);
+  }
+
+  at::Tensor states() const {
+    return at::empty({streams(), shape.chunks, shape.key_dim, shape.value_dim}, value.options());
+  }
+};
+
+bool has_served_dimensions(const SsdInputs& in) {
+  const auto is_served = [](int64_t dim) { return dim == 64 || dim == 128; };
+  const cpu::MixerShape& s = in.shape;
+  return is_served(s.key_dim) && is_served(s.value_dim) && s.batch > 0 && s.time > 0 &&
+         span_table(in.spans, s.batch, s.time, in.value.device())->is_unique;
+}
+
+std::vector<at::Tensor> steps(const SsdInputs& in) {
+  const cpu::MixerShape& s = in.shape;
+  at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
+  at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
+  const at::Tensor initial = in.initial_state.defined() ? aligned(in.initial_state) : in.initial_state;
+  const auto spans = span_table(in.spans, s.batch, s.time, in.value.device());
+  cuda::ssd_steps(
+      {.shape = s,
+       .is_float = in.value.scalar_type() == at::kFloat,
+       .query = packed_rows(in.query),
+       .key = token_rows(in.key),
+       .value = token_rows(in.value),
+       .output = packed_rows(output),
+       .log_decay = in.log_decay.const_data_ptr<float>(),
+       .step = in.step.const_data_ptr<float>(),
+       .skip = static_cast<const float*>(pointer(in.skip)),
+       .row_of = spans->row_of.const_data_ptr<int32_t>(),
+       .initial_state = static_cast<const float*>(pointer(initial)),
+       .final_state = state.mutable_data_ptr<float>()},
+      cuda::stream(in.value));
+  return {output, state};
+}
+
+}  // namespace
+
+bool ssd_chunks_serve(const SsdInputs& in) {
+  return in.value.scalar_type() == at::kBFloat16 && has_served_dimensions(in);
+}
+
+bool ssd_steps_serve(const SsdInputs& in) {
+  const at::ScalarType type = in.value.scalar_type();
+  return (type == at::kBFloat16 || type == at::kFloat) && in.shape.time <= most_step_tokens &&
+         has_served_dimensions(in);
+}
+
+std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate) {
+  const c10::OptionalDeviceGuard guard(in.value.device());
+  if (!differentiate && ssd_steps_serve(in)) return steps(in);
+  const Call call(in, cuda::kSsdOutputChunk);
+  const cpu::MixerShape& s = call.shape;
+  at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
+  at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
+  const int64_t active = call.pieces->active.size(0);
+  const at::Tensor states = active > 0 ? call.states() : at::Tensor();
+  call.walk_forward(states, state);
+  if (active > 0) {
+    cuda::ssd_output({.shape = s,
+                      .query = packed_rows(call.query),
+                      .key = token_rows(call.key),
+                      .value = token_rows(call.value),
+                      .output = packed_rows(output),
+                      .skip = static_cast<const float*>(pointer(in.skip)),
+                      .row_of = call.spans->row_of.const_data_ptr<int32_t>(),
+                      .active = call.pieces->active.const_data_ptr<int32_t>(),
+                      .active_count = active,
+                      .decay = call.decay,
+                      .states = states.const_data_ptr()},
+                     call.stream);
+  }
+  return {output, state};
+}
+
+SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output_given, const at::Tensor& d_state_given) {
+  const c10::OptionalDeviceGuard guard(in.value.device());
+  const Call call(in, cuda::kSsdGradientChunk);
+  const cpu::MixerShape& s = call.shape;
+  const at::Tensor d_output = d_output_given.defined() ? aligned(d_output_given) : d_output_given;
+  const at::Tensor d_state = d_state_given.defined() ? aligned(d_state_given) : d_state_given;
+  // Without a gradient of the output there are no rows.
+  const at::Tensor has_rows = d_output.defined() ? call.pieces->has_rows : at::zeros_like(call.pieces->has_rows);
+  const auto* row_of = call.spans->row_of.const_data_ptr<int32_t>();
+
+  const at::TensorOptions wide = in.log_decay.options();
+  at::Tensor d_initial;
+  if (in.initial_state.defined()) d_initial = at::empty(in.initial_state.sizes(), wide);
+  const at::Tensor states = call.states(), d_states = call.states();
+  call.walk_forward(states, at::Tensor());
+  cuda::SsdWalk reverse{};
+  reverse.is_reverse = true;
+  reverse.left = packed_rows(call.query);
+  reverse.right = packed_rows(d_output);
+  reverse.row_of = row_of;
+  reverse.has_rows = has_rows.const_data_ptr<int32_t>();
+  reverse.weight = call.decay.gamma;
+  call.walk(reverse, d_state, d_states, d_initial);
+
+  HeadGradient query(in.query, 1, s.output_heads), key(in.key, 2, s.output_heads), value(in.value, 2, s.output_heads);
+  if (!d_output.defined()) query.partial.zero_();
+  const std::vector<int64_t> by_head = {s.batch, s.time, s.state_heads, s.output_heads / s.state_heads};
+  at::Tensor d_log_decay = at::empty(by_head, wide), d_step = at::empty(by_head, wide), d_skip;
+  if (in.skip.defined()) d_skip = at::empty({s.batch * s.chunks, s.output_heads}, wide);
+  cuda::ssd_gradient({.shape = s,
+                      .query = packed_rows(call.query),
+                      .key = token_rows(call.key),
+                      .value = token_rows(call.value),
+                      .d_output = packed_rows(d_output),
+                      .skip = static_cast<const float*>(pointer(in.skip)),
+                      .row_of = row_of,
+                      .has_rows = has_rows.const_data_ptr<int32_t>(),
+                      .decay = call.decay,
+                      .states = states.const_data_ptr(),
+                      .d_states = d_states.const_data_ptr(),
+                      .d_query = packed_rows(query.partial, query.wide),
+                      .d_key = token_rows(key.partial, key.wide),
+                      .d_value = token_rows(value.partial, value.wide),
+                      .d_log_decay = d_log_decay.mutable_data_ptr<float>(),
+                      .d_step = d_step.mutable_data_ptr<float>(),
+                      .d_skip = d_skip.defined() ? d_skip.mutable_data_ptr<float>() : nullptr},
+                     call.stream);
+  const auto sum_of_group = [](const at::Tensor& x) { return x.size(3) == 1 ? x.squeeze(3) : x.sum(3); };
+  return {query.sum(),
+          key.sum(),
+          value.sum(),
+          sum_of_group(d_log_decay),
+          sum_of_group(d_step),
+          d_skip.defined() ? d_skip.sum(0) : at::Tensor(),
+          d_initial};
+}
+
+}  // namespace oryx::operators

@@ -1,0 +1,95 @@
+// What the CUDA kernels of ssd share.
+#pragma once
+
+#include "operators/cpu/mixer_arguments.h"
+#include "operators/device/tile.h"
+
+namespace oryx::cuda {
+
+using namespace device;
+
+// Row heads of a stream; strides in elements.
+__device__ inline const bf16* token_row(const cpu::RowView& view, int64_t batch, int64_t time, int64_t head) {
+  return static_cast<const bf16*>(view.data) + batch * view.batch + time * view.time + head * view.head;
+}
+__device__ inline const bf16* packed_row(const cpu::RowView& view, int64_t row, int64_t head) {
+  return static_cast<const bf16*>(view.data) + row * view.time + head * view.head;
+}
+
+// As load_tile, for rows that lie anywhere: row_pointer(row) is null where the row is zero. `anywhere` is an address
+// that may be read.
+template <int columns, int rows, int threads, typename RowPointer>
+__device__ inline void load_rows(Tile<columns> tile, const void* anywhere, RowPointer row_pointer) {
+  constexpr int units = columns / 8;
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < rows * units; i += threads) {
+    const int row = i / units, column = i % units * 8;
+    const bf16* source = row_pointer(row);
+    copy_async(tile.unit(row, column),
+               source != nullptr ? source + column : static_cast<const bf16*>(anywhere), source != nullptr);
+  }
+}
+
+// Copies `count` floats (a multiple of 4, at most 4 · threads) to shared memory, asynchronously.
+__device__ inline void load_floats(float* shared, const float* global, int count) {
+  const int i = 4 * static_cast<int>(threadIdx.x);
+  if (i < count) copy_async(shared + i, global + i);
+}
+
+// Stores an accumulator as bf16 rows: row_pointer(row) is the address of the accumulator's first column in its row, or
+// null. Four lanes trade pairs of columns first, so that each stores 16 bytes.
+template <int row_tiles, int column_tiles, typename RowPointer>
+__device__ inline void store_rows(const Accumulator<row_tiles, column_tiles>& sum, RowPointer row_pointer) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
+#pragma unroll
+  for (int i = 0; i < row_tiles; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      bf16* row = row_pointer(16 * i + lane / 4 + 8 * half);
+      if constexpr (column_tiles % 4 != 0) {
+#pragma unroll
+        for (int j = 0; j < column_tiles; ++j) {
+          const uint32_t pair = pack(sum.value[i][j][2 * half], sum.value[i][j][2 * half + 1]);
+          if (row != nullptr) *reinterpret_cast<uint32_t*>(row + 8 * j + 2 * t) = pair;
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < column_tiles; j += 4) {
+          uint32_t p[4];  // of tile j + n, pair t; afterwards of tile j + t, pair n
+#pragma unroll
+          for (int n = 0; n < 4; ++n) p[n] = pack(sum.value[i][j + n][2 * half], sum.value[i][j + n][2 * half + 1]);
+#pragma unroll
+          for (int n = 0; n < 4; n += 2) {
+            const uint32_t other = __shfl_xor_sync(0xffffffffu, t & 1 ? p[n] : p[n + 1], 1);
+            (t & 1 ? p[n] : p[n + 1]) = other;
+          }
+#pragma unroll
+          for (int n = 0; n < 2; ++n) {
+            const uint32_t other = __shfl_xor_sync(0xffffffffu, t & 2 ? p[n] : p[n + 2], 2);
+            (t & 2 ? p[n] : p[n + 2]) = other;
+          }
+          if (row != nullptr) *reinterpret_cast<uint4*>(row + 8 * (j + t)) = {p[0], p[1], p[2], p[3]};
+        }
+      }
+    }
+  }
+}
+
+// Calls f with the head dimensions as constants.
+template <typename Function>
+void with_dimensions(const cpu::MixerShape& shape, Function f) {
+  const auto with_value_dim = [&](auto key_dim) {
+    if (shape.value_dim == 64) {
+      f(key_dim, std::integral_constant<int, 64>());
+    } else {
+      f(key_dim, std::integral_constant<int, 128>());
+    }
+  };
+  if (shape.key_dim == 64) {
+    with_value_dim(std::integral_constant<int, 64>());
+  } else {
+    with_value_dim(std::integral_constant<int, 128>());
+  }
+}
+
+}  // namespace oryx::cuda

@@ -1,0 +1,269 @@
+#include <type_traits>
+
+#include "operators/ssd/ssd_device.h"
+#include "operators/ssd/ssd_kernels.h"
+
+namespace oryx::cuda {
+
+namespace {
+
+constexpr int kDecayThreads = 128;
+
+// One warp a chunk: a prefix sum in float64, because behind a token with a decay of e^−5000 a float would leave three
+// digits of the differences.
+template <int chunk>
+__global__ void __launch_bounds__(kDecayThreads) decay_kernel(const SsdDecayArguments p) {
+  constexpr int own = chunk / 32;              // neighbouring tokens of a lane
+  constexpr int step_lanes = kSsdStep / own;   // lanes of a step
+  const int64_t heads = p.shape.state_heads, time = p.shape.time, chunks = p.shape.chunks;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kDecayThreads / 32) + threadIdx.x / 32;
+  if (index >= p.shape.batch * heads * chunks) return;
+  const int64_t stream = index / chunks, first = index % chunks * chunk + lane * own;
+  const int64_t batch = stream / heads, head = stream % heads;
+  double sum[own];
+  float step[own];
+  for (int i = 0; i < own; ++i) {
+    const int64_t at = (batch * time + first + i) * heads + head;
+    const bool valid = first + i < time;
+    sum[i] = (i > 0 ? sum[i - 1] : 0.0) + (valid ? static_cast<double>(p.log_decay[at]) : 0.0);
+    step[i] = valid ? p.step[at] : 0.0f;
+  }
+  double before = sum[own - 1];  // inclusive over lanes, then exclusive
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const double other = __shfl_up_sync(0xffffffffu, before, distance);
+    if (lane >= distance) before += other;
+  }
+  const double after = before;
+  const int first_lane = lane / step_lanes * step_lanes;
+  const double end = __shfl_sync(0xffffffffu, after, first_lane + step_lanes - 1);
+  const double previous = __shfl_sync(0xffffffffu, after, first_lane > 0 ? first_lane - 1 : 0);
+  const double begin = first_lane > 0 ? previous : 0.0;
+  before -= sum[own - 1];
+  const double log2e = 1.4426950408889634;
+  const int64_t to = index * chunk + lane * own;
+  for (int i = 0; i < own; ++i) {
+    const double total = before + sum[i];
+    const float high = static_cast<float>(total * log2e);
+    p.decay.cumulative[2 * (to + i)] = high;
+    p.decay.cumulative[2 * (to + i) + 1] = static_cast<float>(total * log2e - high);
+    p.decay.step[to + i] = step[i];
+    p.decay.gamma[to + i] = exp2f(static_cast<float>((total - begin) * log2e));
+    p.decay.weight[to + i] = exp2f(static_cast<float>((end - total) * log2e)) * step[i];
+  }
+}
+
+constexpr int kWalkThreads = 128;
+constexpr int kStages = 3;
+constexpr int kSlice = 64;  // columns of the state that a block holds
+
+template <int key_dim>
+struct WalkStage {
+  static constexpr size_t left_bytes = Tile<key_dim>::bytes(kSsdStep), right_bytes = Tile<kSlice>::bytes(kSsdStep);
+  static constexpr size_t bytes = left_bytes + right_bytes + 1024;
+  Tile<key_dim> left;
+  Tile<kSlice> right;
+  float* weight;  // [64]
+  float* factor;  // [4], the last is γ_64
+
+  __device__ explicit WalkStage(char* base)
+      : left{reinterpret_cast<bf16*>(base)},
+        right{reinterpret_cast<bf16*>(base + left_bytes)},
+        weight(reinterpret_cast<float*>(base + left_bytes + right_bytes)),
+        factor(weight + kSsdStep) {}
+};
+
+// sum += Leftᵀ (weight ⊙ Right) for rows m0 … of the state. The weights go to the left operand: its fragments belong to
+// one warp only.
+template <int row_tiles, int key_dim>
+__device__ inline void add_weighted(Accumulator<row_tiles, kSlice / 8>& sum, const WalkStage<key_dim>& stage, int m0) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int k = 0; k < kSsdStep; k += 16) {
+    const float2 weight[2] = {*reinterpret_cast<const float2*>(stage.weight + k + 2 * t),
+                              *reinterpret_cast<const float2*>(stage.weight + k + 2 * t + 8)};
+    uint32_t a[row_tiles][4];
+#pragma unroll
+    for (int i = 0; i < row_tiles; ++i) {
+      load_a<Layout::transposed>(a[i], stage.left, m0 + 16 * i, k);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 pair = unpack(a[i][j]);
+        a[i][j] = pack(pair.x * weight[j / 2].x, pair.y * weight[j / 2].y);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kSlice / 8; j += 2) {
+      uint32_t b[4];
+      load_b<Layout::transposed>(b, stage.right, 8 * j, k);
+#pragma unroll
+      for (int i = 0; i < row_tiles; ++i) {
+        multiply_add(sum.value[i][j], a[i], b[0], b[1]);
+        multiply_add(sum.value[i][j + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
+template <int key_dim, bool is_reverse>
+__global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(const SsdWalk p) {
+  constexpr int row_tiles = key_dim / 64;
+  const cpu::MixerShape& shape = p.shape;
+  const int64_t value_dim = shape.value_dim, stream = blockIdx.x;
+  const int column0 = static_cast<int>(blockIdx.y) * kSlice;
+  const int64_t segment = blockIdx.z;
+  const int64_t batch = stream / shape.state_heads, head = stream % shape.state_heads;
+  const int chunk_steps = static_cast<int>(shape.chunk) / kSsdStep;
+  const int steps = static_cast<int>(shape.chunks) * chunk_steps;
+  const int64_t padded_time = static_cast<int64_t>(steps) * kSsdStep;
+  // Output heads that answer from this state: in reverse each adds to its gradient.
+  const int group = is_reverse ? static_cast<int>(shape.output_heads / shape.state_heads) : 1;
+  const int segment_steps = static_cast<int>(p.segment_chunks) * chunk_steps;
+  const int begin = static_cast<int>(segment) * segment_steps;
+  const int items = (segment_steps < steps - begin ? segment_steps : steps - begin) * group;
+
+  const auto stage_at = [&](int item) {
+    return WalkStage<key_dim>(shared_memory() + item % kStages * WalkStage<key_dim>::bytes);
+  };
+  const auto step_of = [&](int item) {
+    const int step = begin + item / group;
+    return is_reverse ? steps - 1 - step : step;
+  };
+  const auto has_product = [&](int step) {
+    if constexpr (is_reverse) return p.has_rows[batch * steps + step] != 0;
+    return static_cast<int64_t>(step) * kSsdStep < shape.time;
+  };
+  const auto load = [&](int item) {
+    if (item < items) {
+      const WalkStage<key_dim> stage = stage_at(item);
+      const int step = step_of(item);
+      const int64_t time = static_cast<int64_t>(step) * kSsdStep, valid = shape.time - time;
+      if (has_product(step)) {
+        if constexpr (is_reverse) {
+          const int64_t output_head = head * group + item % group;
+          const int64_t query_head = output_head / (shape.output_heads / shape.query_heads);
+          const int32_t* rows = p.row_of + batch * shape.time + time;
+          const auto pointer = [&](const cpu::RowView& view, int64_t view_head, int column) {
+            return [=, &view](int row) -> const bf16* {
+              const int32_t packed = row < valid ? rows[row] : -1;
+              return packed >= 0 ? packed_row(view, packed, view_head) + column : nullptr;
+            };
+          };
+          load_rows<key_dim, kSsdStep, kWalkThreads>(stage.left, p.left.data, pointer(p.left, query_head, 0));
+          load_rows<kSlice, kSsdStep, kWalkThreads>(stage.right, p.right.data,
+                                                    pointer(p.right, output_head, column0));
+        } else {
+          const int64_t key_head = head / (shape.state_heads / shape.key_heads);
+          const int count = valid < kSsdStep ? static_cast<int>(valid) : kSsdStep;
+          load_tile<key_dim, kSsdStep, kWalkThreads>(
+              stage.left, count, [&](int row) { return token_row(p.left, batch, time + row, key_head); });
+          load_tile<kSlice, kSsdStep, kWalkThreads>(
+              stage.right, count, [&](int row) { return token_row(p.right, batch, time + row, head) + column0; });
+        }
+      }
+      const int64_t at = stream * padded_time + time;
+      load_floats(stage.weight, p.weight + at, kSsdStep);
+      load_floats(stage.factor, p.gamma + at + kSsdStep - 4, 4);
+    }
+    commit_copies();
+  };
+
+  load(0);
+  load(1);
+  const int m0 = static_cast<int>(threadIdx.x) / 32 * 16 * row_tiles;
+  const int64_t state_size = key_dim * value_dim;
+  Accumulator<row_tiles, kSlice / 8> state;
+  state.clear();
+  if (p.first_state != nullptr) {
+    const float* from = p.first_state + (stream * p.segments + segment) * state_size + column0;
+    state.for_pairs([&](int row, int column, float& first, float& second) {
+      const float2 pair = *reinterpret_cast<const float2*>(from + (m0 + row) * value_dim + column);
+      first = pair.x, second = pair.y;
+    });
+  }
+  float total = 1.0f;  // decay over the segment
+  for (int item = 0; item < items; ++item) {
+    wait_copies<kStages - 2>();
+    __syncthreads();
+    load(item + kStages - 1);
+    const WalkStage<key_dim> stage = stage_at(item);
+    const int step = step_of(item), chunk = step / chunk_steps;
+    const bool is_first = item % group == 0;
+    if (p.states != nullptr && is_first && step % chunk_steps == (is_reverse ? chunk_steps - 1 : 0)) {
+      bf16* to = static_cast<bf16*>(p.states) + (stream * shape.chunks + chunk) * state_size + column0;
+      store_rows(state, [&](int row) { return to + (m0 + row) * value_dim; });
+    }
+    if (is_first) {
+      const float factor = stage.factor[3];
+      total *= factor;
+      state.for_pairs([&](int, int, float& first, float& second) { first *= factor, second *= factor; });
+    }
+    if (has_product(step)) add_weighted(state, stage, m0);
+  }
+  wait_copies<0>();
+  if (p.last_state != nullptr && (p.is_local || segment == p.segments - 1)) {
+    float* to = p.last_state + (p.is_local ? stream * p.segments + segment : stream) * state_size + column0;
+    state.for_pairs([&](int row, int column, float& first, float& second) {
+      *reinterpret_cast<float2*>(to + (m0 + row) * value_dim + column) = {first, second};
+    });
+  }
+  if (p.is_local && threadIdx.x == 0 && blockIdx.y == 0) p.last_factor[stream * p.segments + segment] = total;
+}
+
+constexpr int kJoinThreads = 256;
+
+__global__ void __launch_bounds__(kJoinThreads) join_segments_kernel(const SsdSegments p) {
+  const int64_t stream = blockIdx.y;
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kJoinThreads + threadIdx.x) * 4;
+  if (at >= p.state_size) return;
+  float4 state = {0.0f, 0.0f, 0.0f, 0.0f};
+  if (p.first_state != nullptr) {
+    state = *reinterpret_cast<const float4*>(p.first_state + stream * p.state_size + at);
+  }
+  for (int64_t segment = 0; segment < p.segments; ++segment) {
+    auto* slot = reinterpret_cast<float4*>(p.states + (stream * p.segments + segment) * p.state_size + at);
+    if (segment + 1 == p.segments) {
+      *slot = state;
+      break;
+    }
+    const float4 local = *slot;
+    const float factor = p.factor[stream * p.segments + segment];
+    *slot = state;
+    state = {factor * state.x + local.x, factor * state.y + local.y, factor * state.z + local.z,
+             factor * state.w + local.w};
+  }
+}
+
+}  // namespace
+
+void ssd_decay(const SsdDecayArguments& a, void* stream) {
+  const int64_t warps = a.shape.batch * a.shape.state_heads * a.shape.chunks;
+  const dim3 grid(static_cast<unsigned>((warps + kDecayThreads / 32 - 1) / (kDecayThreads / 32)));
+  if (a.shape.chunk == kSsdOutputChunk) {
+    launch<decay_kernel<kSsdOutputChunk>>(grid, kDecayThreads, 0, stream, a);
+  } else {
+    launch<decay_kernel<kSsdGradientChunk>>(grid, kDecayThreads, 0, stream, a);
+  }
+}
+
+void ssd_walk(const SsdWalk& a, void* stream) {
+  const dim3 grid(static_cast<unsigned>(a.shape.batch * a.shape.state_heads),
+                  static_cast<unsigned>(a.shape.value_dim / kSlice),
+                  static_cast<unsigned>(a.is_local ? a.segments - 1 : a.segments));
+  with_dimensions(a.shape, [&](auto key_dim, auto) {
+    const size_t bytes = kStages * WalkStage<key_dim>::bytes;
+    if (a.is_reverse) {
+      launch<walk_kernel<key_dim, true>>(grid, kWalkThreads, bytes, stream, a);
+    } else {
+      launch<walk_kernel<key_dim, false>>(grid, kWalkThreads, bytes, stream, a);
+    }
+  });
+}
+
+void ssd_join_segments(const SsdSegments& a, void* stream) {
+  const dim3 grid(static_cast<unsigned>((a.state_size + 4 * kJoinThreads - 1) / (4 * kJoinThreads)),
+                  static_cast<unsigned>(a.streams));
+  launch<join_segments_kernel>(grid, kJoinThreads, 0, stream, a);
+}
+
+}  // namespace oryx::cuda
