@@ -10,6 +10,8 @@
 #include "base/shapes.h"
 #include "operators/activations.h"
 #include "operators/cross_entropy/cross_entropy_cpu.h"
+#include "operators/cross_entropy/cross_entropy_cuda.h"
+#include "operators/device/runtime.h"
 
 namespace oryx::operators {
 
@@ -19,6 +21,8 @@ using torch::autograd::variable_list;
 
 // Bytes of logits held at once: enough rows to keep the matrix products busy.
 constexpr int64_t block_bytes = int64_t{64} << 20;
+// A GPU wants larger products, and every block costs one more pass over the weight's gradient.
+constexpr int64_t device_block_bytes = int64_t{512} << 20;
 
 struct Result {
   at::Tensor loss, token_losses, dhidden, dweight;
@@ -27,15 +31,16 @@ struct Result {
 // Writes the losses of a block and, with `gradient`, turns its logits into their gradients.
 void block_loss(at::Tensor logits, const at::Tensor& targets, at::Tensor losses, double scale,
                 bool gradient) {
-  if (logits.is_cpu()) {
-    cpu::softmax_loss({.dtype = logits.scalar_type(),
-                       .rows = logits.size(0),
-                       .columns = logits.size(1),
-                       .logits = logits.mutable_data_ptr(),
-                       .targets = targets.const_data_ptr<int64_t>(),
-                       .losses = losses.mutable_data_ptr(),
-                       .scale = scale,
-                       .gradient = gradient});
+  if (logits.is_cpu() || cuda::serves(logits)) {
+    const SoftmaxLoss arguments{.dtype = logits.scalar_type(),
+                                .rows = logits.size(0),
+                                .columns = logits.size(1),
+                                .logits = logits.mutable_data_ptr(),
+                                .targets = targets.const_data_ptr<int64_t>(),
+                                .losses = losses.mutable_data_ptr(),
+                                .scale = scale,
+                                .gradient = gradient};
+    cuda::serves(logits) ? cuda::softmax_loss(arguments, logits) : cpu::softmax_loss(arguments);
     return;
   }
   const at::Tensor wide = logits.to(losses.scalar_type()), columns = targets.clamp_min(0).unsqueeze(1);
@@ -48,6 +53,27 @@ void block_loss(at::Tensor logits, const at::Tensor& targets, at::Tensor losses,
   logits.copy_(slope.mul_(counted * scale));
 }
 
+int64_t choose_rows_per_block(int64_t rows, int64_t row_bytes, bool is_cpu) {
+  if (is_cpu) return std::max<int64_t>(64, block_bytes / row_bytes);
+  // Blocks of equal size, in whole tiles of the matrix products.
+  const int64_t most = std::max<int64_t>(128, device_block_bytes / row_bytes),
+                blocks = (rows + most - 1) / most;
+  return blocks <= 1 ? rows : ((rows + blocks - 1) / blocks + 127) / 128 * 128;
+}
+
+// sum (=, for the first block, or +=) logits.t() · inputs, in the accumulate type.
+void add_weight_gradient(at::Tensor sum, const at::Tensor& logits, const at::Tensor& inputs,
+                         at::Tensor product, bool is_first) {
+  if (sum.scalar_type() == inputs.scalar_type()) {
+    at::addmm_out(sum, sum, logits.t(), inputs, /*beta=*/is_first ? 0 : 1);
+  } else if (sum.is_cuda()) {  // float32 leaves the product as it was accumulated
+    at::addmm_out(sum, sum, logits.t(), inputs, sum.scalar_type(), /*beta=*/is_first ? 0 : 1);
+  } else {  // products of bfloat16 are summed in float32
+    at::mm_out(product, logits.t(), inputs);
+    is_first ? sum.copy_(product) : sum.add_(product);
+  }
+}
+
 // The losses and, where wanted, their gradients, block by block.
 Result run(const at::Tensor& hidden, const at::Tensor& master, const at::Tensor& targets, double scale,
            int64_t rows_per_block, bool want_dhidden, bool want_dweight) {
@@ -55,16 +81,18 @@ Result run(const at::Tensor& hidden, const at::Tensor& master, const at::Tensor&
   const at::ScalarType dtype = hidden.scalar_type(), accumulate = accumulate_type(dtype);
   const at::Tensor weight = master.to(dtype).contiguous();
   if (rows_per_block == 0)
-    rows_per_block =
-        std::max<int64_t>(64, block_bytes / (vocabulary * static_cast<int64_t>(c10::elementSize(dtype))));
+    rows_per_block = choose_rows_per_block(rows, vocabulary * static_cast<int64_t>(c10::elementSize(dtype)),
+                                           hidden.is_cpu());
   rows_per_block = std::min(rows_per_block, rows);
 
   Result out;
   out.token_losses = at::empty({rows}, hidden.options().dtype(accumulate));
   if (want_dhidden) out.dhidden = at::empty(hidden.sizes(), hidden.options());
-  if (want_dweight) out.dweight = at::zeros(master.sizes(), weight.options().dtype(accumulate));
+  if (want_dweight) out.dweight = at::empty(master.sizes(), weight.options().dtype(accumulate));
+  if (want_dweight && rows == 0) out.dweight.zero_();
   at::Tensor buffer = at::empty({rows_per_block, vocabulary}, hidden.options()), product;
-  if (want_dweight && dtype != accumulate) product = at::empty(master.sizes(), hidden.options());
+  if (want_dweight && dtype != accumulate && !hidden.is_cuda())
+    product = at::empty(master.sizes(), hidden.options());
 
   for (int64_t first = 0; first < rows; first += rows_per_block) {
     const int64_t count = std::min(rows_per_block, rows - first);
@@ -77,12 +105,7 @@ Result run(const at::Tensor& hidden, const at::Tensor& master, const at::Tensor&
       at::Tensor dinputs = out.dhidden.narrow(0, first, count);
       at::mm_out(dinputs, logits, weight);
     }
-    if (want_dweight && dtype == accumulate) {
-      at::addmm_out(out.dweight, out.dweight, logits.t(), inputs);
-    } else if (want_dweight) {  // products of bfloat16 are summed in float32
-      at::mm_out(product, logits.t(), inputs);
-      out.dweight.add_(product);
-    }
+    if (want_dweight) add_weight_gradient(out.dweight, logits, inputs, product, first == 0);
   }
   if (want_dweight) out.dweight = out.dweight.to(master.scalar_type());
   out.loss = (out.token_losses.sum(at::kDouble) * scale).to(accumulate);
@@ -106,12 +129,15 @@ class CrossEntropy : public torch::autograd::Function<CrossEntropy> {
            "[cross_entropy] expected one backward pass, got a second one without retain_graph");
     const at::Tensor& upstream = grads[0];
     const bool keep = torch::autograd::get_current_graph_task_keep_graph();
-    const bool unit = upstream.is_cpu() && upstream.item<double>() == 1;
+    const bool unit =
+        upstream.is_cpu() && upstream.item<double>() == 1;  // a GPU's value would have to be waited for
     variable_list result;
     for (const char* name : {"dhidden", "dweight"}) {
       at::Tensor gradient = context->saved_data[name].toTensor();
       if (gradient.defined() && keep) {
         gradient = gradient * upstream.to(gradient.scalar_type());
+      } else if (gradient.defined() && cuda::serves(gradient)) {
+        cuda::multiply_gradient(gradient, upstream);
       } else if (gradient.defined() && !unit) {
         gradient.mul_(upstream.to(gradient.scalar_type()));
       }
@@ -140,7 +166,9 @@ std::tuple<at::Tensor, at::Tensor> cross_entropy(const at::Tensor& hidden, const
          at::toString(targets.scalar_type()));
   expect(weight.size(0) > 0, "[cross_entropy] expected weight [V, d] with V > 0, got V = 0");
   expect(rows_per_block >= 0, "[cross_entropy] expected rows_per_block >= 0, got {}", rows_per_block);
-  const int64_t largest = targets.numel() > 0 ? targets.max().item<int64_t>() : -1;
+  // The kernels of a GPU make such a loss NaN instead of waiting for the targets here.
+  const bool checks = !cuda::serves(hidden) && targets.numel() > 0;
+  const int64_t largest = checks ? targets.max().item<int64_t>() : -1;
   expect(largest < weight.size(0), "[cross_entropy] expected targets below the vocabulary of {}, got {}",
          weight.size(0), largest);
 
