@@ -6,7 +6,9 @@
 
 #include "base/error.h"
 #include "operators/cpu/mixer_inputs.h"
+#include "operators/device/runtime.h"
 #include "operators/gated_delta_rule/gated_delta_rule_cpu.h"
+#include "operators/gated_delta_rule/gated_delta_rule_cuda.h"
 
 namespace oryx::operators {
 
@@ -140,9 +142,10 @@ std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& query, con
                                                     const at::Tensor& beta, const at::Tensor& spans,
                                                     const Optional& initial_state, double scale,
                                                     int64_t chunk) {
-  if (!value.device().is_cpu()) {
-    return gated_delta_rule_recurrence(query, key, value, log_decay, beta, spans, initial_state, scale,
-                                       chunk);
+  if (!value.device().is_cpu() || cuda::serves(value)) {
+    return gated_delta_rule_cuda({"gated_delta_rule", "beta", query, key, value, log_decay, beta, spans,
+                                  initial_state, chunk},
+                                 scale);
   }
   const bool differentiate =
       at::GradMode::is_enabled() &&
@@ -161,6 +164,7 @@ TORCH_LIBRARY_FRAGMENT(oryx, m) {
       "(Tensor query, Tensor key, Tensor value, Tensor log_decay, Tensor beta, Tensor spans, "
       "Tensor? initial_state, float scale, int chunk=64) -> (Tensor output, Tensor final_state)";
   m.def((std::string("gated_delta_rule") + arguments).c_str(), &gated_delta_rule);
+  m.def((std::string("gated_delta_rule_chunked") + arguments).c_str(), &gated_delta_rule_chunked);
   m.def((std::string("gated_delta_rule_recurrence") + arguments).c_str(), &gated_delta_rule_recurrence);
 }
 

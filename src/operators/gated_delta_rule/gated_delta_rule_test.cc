@@ -17,6 +17,12 @@ Mixer chunked(int64_t chunk) {
                             chunk);
   };
 }
+Mixer composed(int64_t chunk) {
+  return [chunk](const MixerTensors& x) {
+    return gated_delta_rule_chunked(x.query, x.key, x.value, x.log_decay, x.step, x.spans, x.initial_state, 0.3,
+                                    chunk);
+  };
+}
 std::tuple<at::Tensor, at::Tensor> recurrent(const MixerTensors& x) {
   return gated_delta_rule_recurrence(x.query, x.key, x.value, x.log_decay, x.step, x.spans, x.initial_state,
                                      0.3);
@@ -46,6 +52,15 @@ TEST(GatedDeltaRule, Float32AndBfloat16StayClose) {
           },
           c.name() + (type == at::kFloat ? " float32" : " bfloat16"));
     }
+  }
+}
+
+TEST(GatedDeltaRule, ComposedChunksAreTheRecurrenceInFloat64) {
+  for (const MixerCase& c : mixer_cases()) {
+    const MixerTensors x = draw(c, at::kDouble, 12, true);
+    expect_near(
+        evaluate(composed(c.chunk), x, at::kDouble, false), evaluate(recurrent, x, at::kDouble, false),
+        [](const std::string& name) { return name[1] == '_' ? 1e-9 : 1e-10; }, c.name());
   }
 }
 
@@ -122,6 +137,9 @@ TEST(GatedDeltaRule, EmptySequencesKeepTheState) {
   const auto [output, state] = chunked(64)(x);
   EXPECT_EQ(output.sizes(), (at::IntArrayRef{0, 2, 16}));
   EXPECT_TRUE(state.equal(*x.initial_state));
+  const auto [composed_output, composed_state] = composed(64)(x);
+  EXPECT_EQ(composed_output.sizes(), output.sizes());
+  EXPECT_TRUE(composed_state.equal(*x.initial_state));
 }
 
 TEST(GatedDeltaRule, IsRegisteredWithTheDispatcher) {

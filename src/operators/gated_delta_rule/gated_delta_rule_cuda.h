@@ -1,0 +1,11 @@
+// gated_delta_rule for tensors on a GPU: the kernels where they serve, else gated_delta_rule_chunked.
+#pragma once
+
+#include "operators/cpu/mixer_inputs.h"
+
+namespace oryx::operators {
+
+// As gated_delta_rule, whose checks it makes.
+std::tuple<at::Tensor, at::Tensor> gated_delta_rule_cuda(const MixerTensors& tensors, double scale);
+
+}  // namespace oryx::operators

@@ -1,0 +1,350 @@
+// The gradients of query, key, log_decay and beta once the states and their gradients are known, chunk by chunk.
+// Two groups of four warps share the columns of every product; a warp has 16 rows.
+#include "operators/gated_delta_rule/gated_delta_rule_device.h"
+
+namespace oryx::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <int key_dim, int value_dim>
+struct InputGradientsMemory {
+  Tile<key_dim> key{nullptr}, query{nullptr};
+  Tile<value_dim> d_output{nullptr};  // later Y
+  Tile<value_dim> update{nullptr};    // W, then U
+  Tile<value_dim> state{nullptr};     // S, then dS'
+  Tile<64> square{nullptr};           // A, then dQK of each reader, then R + Rᵀ
+  float *gates, *rows, *columns, *d_beta, *beta_rows, *totals;
+
+  static constexpr int floats = kGates + 2 * kChunk + 4 * kChunk + kChunk + 2 * kChunk + 16;
+  static constexpr size_t bytes = 2 * Tile<key_dim>::bytes(kChunk) + 2 * Tile<value_dim>::bytes(kChunk) +
+                                  Tile<value_dim>::bytes(key_dim) + Tile<64>::bytes(kChunk) + floats * sizeof(float);
+
+  __device__ explicit InputGradientsMemory(char* shared) {
+    key.base = reinterpret_cast<bf16*>(shared);
+    query.base = key.base + kChunk * key_dim;
+    d_output.base = query.base + kChunk * key_dim;
+    update.base = d_output.base + kChunk * value_dim;
+    state.base = update.base + kChunk * value_dim;
+    square.base = state.base + key_dim * value_dim;
+    gates = reinterpret_cast<float*>(square.base + kChunk * kChunk);
+    rows = gates + kGates;            // [2, 64]: a group's share of dG
+    columns = rows + 2 * kChunk;      // [4, 64]: a row of warps' share of what dG loses
+    d_beta = columns + 4 * kChunk;    // [64]: Y · W
+    beta_rows = d_beta + kChunk;      // [2, 64]
+    totals = beta_rows + 2 * kChunk;  // [2, 8]: of a warp, Σ x and ⟨dS', S⟩
+  }
+};
+
+// Writes a pair of neighbouring elements of a gradient's row.
+__device__ inline void store_pair(void* data, int64_t at, bool wide, float first, float second) {
+  if (wide) {
+    *reinterpret_cast<float2*>(static_cast<float*>(data) + at) = {first, second};
+  } else {
+    *reinterpret_cast<uint32_t*>(static_cast<bf16*>(data) + at) = pack(first, second);
+  }
+}
+
+// The sum of the products of the eight bf16 of two units.
+__device__ inline float dot_units(const uint4& x, const uint4& y) {
+  float sum = 0.0f;
+  const uint32_t left[4] = {x.x, x.y, x.z, x.w}, right[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    const float2 a = unpack(left[e]), b = unpack(right[e]);
+    sum += a.x * b.x + a.y * b.y;
+  }
+  return sum;
+}
+
+template <int key_dim, int value_dim>
+__global__ void __launch_bounds__(kThreads, 2) input_gradients_kernel(const GatedDeltaArguments p) {
+  const Block block = Block::of_grid(p);
+  const InputGradientsMemory<key_dim, value_dim> memory(shared_memory());
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int m0 = warp % 4 * 16, group = warp / 4;
+  const int square0 = group * 32, key0 = group * (key_dim / 2), value0 = group * (value_dim / 2);
+  const int32_t* rows = block.row_table(p);
+  const bool has_rows = p.d_output.data != nullptr && rows[kChunk] > 0;
+  const int readers = p.output_heads / p.state_heads;
+  const Gates gates(memory.gates);
+
+  const auto load_reader = [&](int reader) {
+    const int head = block.head * readers + reader;
+    load_packed<key_dim, kThreads>(memory.query, rows, p.query, head / (p.output_heads / p.query_heads), 0, key_dim);
+    load_packed<value_dim, kThreads>(memory.d_output, rows, p.d_output, head, 0, value_dim);
+  };
+  const bf16* y_rows = static_cast<const bf16*>(p.d_update) + block.index * kChunk * value_dim;
+  {
+    const bf16* inverse = static_cast<const bf16*>(p.inverse) + block.index * kChunk * kChunk;
+    const bf16* residual = static_cast<const bf16*>(p.residual) + block.index * kChunk * value_dim;
+    const bf16* state = static_cast<const bf16*>(p.states) + block.index * key_dim * value_dim;
+    const bf16* key = block.key_rows(p);
+    load_gates(memory.gates, p, block.index);
+    load_tile<64, kChunk, kThreads>(memory.square, kChunk, [&](int row) { return inverse + row * kChunk; });
+    load_tile<value_dim, kChunk, kThreads>(memory.update, kChunk,
+                                           [&](int row) { return residual + row * value_dim; });
+    commit_copies();
+    load_tile<key_dim, kChunk, kThreads>(memory.key, block.valid, [&](int row) { return key + row * p.key.time; });
+    if (has_rows) load_reader(0);
+    load_tile<value_dim, key_dim, kThreads>(memory.state, key_dim, [&](int row) { return state + row * value_dim; });
+    commit_copies();
+  }
+  wait_copies<1>();
+  __syncthreads();
+
+  // The part of dβ that comes through β ⊙ W, before U takes the place of W; and A ⊙ β.
+  constexpr int value_units = value_dim / 8;
+#pragma unroll
+  for (int i = thread; i < kChunk * value_units; i += kThreads) {
+    const int row = i / value_units, column = i % value_units * 8;
+    const float sum = sum_over_lanes<value_units>(
+        dot_units(*reinterpret_cast<const uint4*>(y_rows + row * value_dim + column),
+                  *reinterpret_cast<const uint4*>(memory.update.unit(row, column))));
+    if (i % value_units == 0) memory.d_beta[row] = sum;
+  }
+  for (int i = thread; i < kChunk * kChunk / 2; i += kThreads) {
+    const int row = i / 32, column = i % 32 * 2;
+    const float2 a = memory.square.load2(row, column);
+    memory.square.store2(row, column, gates.beta[column] * a.x, gates.beta[column + 1] * a.y);
+  }
+  __syncthreads();
+  {
+    Accumulator<1, value_dim / 16> update;
+    update.clear();
+    multiply<Layout::plain, Layout::transposed>(update, memory.square, m0, memory.update, value0, 0, kChunk);
+    __syncthreads();
+    update.store(memory.update, m0, value0);
+  }
+  wait_copies<0>();
+  __syncthreads();
+
+  float row_sum[2] = {}, beta_sum[2] = {}, x_sum = 0.0f;  // the lane's rows m0 + lane / 4 and 8 below
+  float column_sum[8] = {};  // of column square0 + 8 (e / 2) + 2 (lane % 4) + e % 2
+  Accumulator<1, key_dim / 16> d_key;
+  d_key.clear();
+  const auto add_product = [&](int row, int column, float first, float second) {  // of H, below the diagonal
+    row_sum[row / 8] += first + second;
+    column_sum[column / 8 * 2] += first;
+    column_sum[column / 8 * 2 + 1] += second;
+  };
+
+  if (has_rows) {
+    for (int reader = 0; reader < readers; ++reader) {
+      if (reader > 0) {
+        __syncthreads();
+        load_reader(reader);
+        commit_copies();
+        wait_copies<0>();
+        __syncthreads();
+      }
+      {
+        Accumulator<1, 4> scores, d_weights;
+        scores.clear();
+        multiply<Layout::plain, Layout::plain>(scores, memory.query, m0, memory.key, square0, 0, key_dim);
+        d_weights.clear();
+        multiply<Layout::plain, Layout::plain>(d_weights, memory.d_output, m0, memory.update, square0, 0, value_dim);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const int row = lane / 4 + 8 * half, column = 8 * j + 2 * (lane % 4), i = m0 + row;
+            float d_score[2], product[2];
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              d_score[e] = d_weights.value[0][j][2 * half + e] * p.scale * gates.between(i, square0 + column + e);
+              // The diagonal of H adds to dG what it takes away.
+              product[e] = i > square0 + column + e ? d_score[e] * scores.value[0][j][2 * half + e] : 0.0f;
+            }
+            add_product(row, column, product[0], product[1]);
+            memory.square.store2(i, square0 + column, d_score[0], d_score[1]);
+          }
+      }
+      __syncthreads();
+      {
+        Accumulator<1, key_dim / 16> d_query;
+        d_query.clear();
+        multiply<Layout::plain, Layout::plain>(d_query, memory.d_output, m0, memory.state, key0, 0, value_dim);
+        d_query.for_pairs([&](int row, int column, float& first, float& second) {
+          const float factor = p.scale * gates.gamma(m0 + row);
+          first *= factor, second *= factor;
+          const float2 q = memory.query.load2(m0 + row, key0 + column);
+          row_sum[row / 8] += first * q.x + second * q.y;
+        });
+        multiply<Layout::plain, Layout::transposed>(d_query, memory.square, m0, memory.key, key0, 0, kChunk);
+        const int head = block.head * readers + reader;
+        d_query.for_pairs([&](int row, int column, float& first, float& second) {
+          const int packed = rows[m0 + row];
+          if (packed < 0) return;
+          store_pair(p.d_query.data, packed * p.d_query.time + head * p.d_query.head + key0 + column, p.wide_d_query,
+                     first, second);
+        });
+      }
+      multiply<Layout::transposed, Layout::transposed>(d_key, memory.square, m0, memory.query, key0, 0, kChunk);
+    }
+  }
+
+  __syncthreads();
+  load_tile<value_dim, kChunk, kThreads>(memory.d_output, kChunk, [&](int row) { return y_rows + row * value_dim; });
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+  {
+    Accumulator<1, 4> products, d_lower;
+    products.clear();
+    multiply<Layout::plain, Layout::plain>(products, memory.key, m0, memory.key, square0, 0, key_dim);
+    d_lower.clear();
+    multiply<Layout::plain, Layout::plain>(d_lower, memory.d_output, m0, memory.update, square0, 0, value_dim);
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = lane / 4 + 8 * half, column = 8 * j + 2 * (lane % 4), i = m0 + row;
+        const float beta = gates.beta[i];
+        float product[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int k = square0 + column + e;
+          const bool below = i > k;
+          const float decayed = below ? -d_lower.value[0][j][2 * half + e] * gates.between(i, k) : 0.0f;
+          product[e] = decayed * products.value[0][j][2 * half + e];
+          beta_sum[half] += product[e];
+          product[e] *= beta;
+          if (i >= k) {
+            const bf16 r = __float2bfloat16_rn(beta * decayed);
+            *memory.square.at(i, k) = r;
+            *memory.square.at(k, i) = r;
+          }
+        }
+        add_product(row, column, product[0], product[1]);
+      }
+  }
+  __syncthreads();
+  multiply<Layout::plain, Layout::transposed>(d_key, memory.square, m0, memory.key, key0, 0, kChunk);
+
+  // bracket · K by rows, and its sum into dK.
+  const auto add_bracket = [&](Accumulator<1, key_dim / 16>& bracket, const float (&factor)[2], float (&dot)[2]) {
+#pragma unroll
+    for (int j = 0; j < key_dim / 16; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const float2 k = memory.key.load2(m0 + lane / 4 + 4 * e, key0 + 8 * j + 2 * (lane % 4));
+        const float first = factor[e / 2] * bracket.value[0][j][e], second = factor[e / 2] * bracket.value[0][j][e + 1];
+        dot[e / 2] += first * k.x + second * k.y;
+        d_key.value[0][j][e] += first, d_key.value[0][j][e + 1] += second;
+      }
+  };
+  const int lane_row[2] = {m0 + lane / 4, m0 + lane / 4 + 8};
+  {
+    Accumulator<1, key_dim / 16> bracket;  // Y Sᵀ
+    bracket.clear();
+    multiply<Layout::plain, Layout::plain>(bracket, memory.d_output, m0, memory.state, key0, 0, value_dim);
+    const float factor[2] = {-gates.gamma(lane_row[0]) * gates.beta[lane_row[0]],
+                             -gates.gamma(lane_row[1]) * gates.beta[lane_row[1]]};
+    add_bracket(bracket, factor, row_sum);
+  }
+
+  // dS' takes the place of S, through registers: the product of the two is wanted too.
+  float state_dot = 0.0f;
+  {
+    constexpr int count = key_dim * value_units / kThreads;
+    const bf16* d_state = static_cast<const bf16*>(p.d_states) + block.index * key_dim * value_dim;
+    uint4 held[count];
+#pragma unroll
+    for (int n = 0; n < count; ++n) held[n] = *reinterpret_cast<const uint4*>(d_state + 8 * (thread + n * kThreads));
+#pragma unroll
+    for (int n = 0; n < count; ++n) {
+      const int i = thread + n * kThreads;
+      const uint4 s = *reinterpret_cast<const uint4*>(memory.state.unit(i / value_units, i % value_units * 8));
+      state_dot += dot_units(held[n], s);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < count; ++n) {
+      const int i = thread + n * kThreads;
+      *reinterpret_cast<uint4*>(memory.state.unit(i / value_units, i % value_units * 8)) = held[n];
+    }
+    __syncthreads();
+  }
+  {
+    Accumulator<1, key_dim / 16> bracket;  // U dS'ᵀ
+    bracket.clear();
+    multiply<Layout::plain, Layout::plain>(bracket, memory.update, m0, memory.state, key0, 0, value_dim);
+    const float factor[2] = {gates.rho(lane_row[0]), gates.rho(lane_row[1])};
+    float x[2] = {};
+    add_bracket(bracket, factor, x);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (lane_row[half] == block.valid - 1) continue;  // the last token's share leaves dG as it came
+      row_sum[half] -= x[half];
+      x_sum += x[half];
+    }
+  }
+  d_key.for_pairs([&](int row, int column, float& first, float& second) {
+    const int i = m0 + row;
+    if (i >= block.valid) return;
+    const int64_t at = block.batch * p.d_key.batch + (static_cast<int64_t>(block.chunk) * kChunk + i) * p.d_key.time +
+                       block.head * p.d_key.head;
+    store_pair(p.d_key.data, at + key0 + column, p.wide_d_key, first, second);
+  });
+
+  // Sums over lanes, then over warps.
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    row_sum[half] = sum_over_lanes<4>(row_sum[half]);
+    beta_sum[half] = sum_over_lanes<4>(beta_sum[half]);
+    if (lane % 4 == 0) {
+      memory.rows[group * kChunk + lane_row[half]] = row_sum[half];
+      memory.beta_rows[group * kChunk + lane_row[half]] = beta_sum[half];
+    }
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    for (int mask = 4; mask < 32; mask *= 2) column_sum[e] += __shfl_xor_sync(0xffffffffu, column_sum[e], mask);
+    if (lane < 4) memory.columns[warp % 4 * kChunk + square0 + 8 * (e / 2) + 2 * lane + e % 2] = column_sum[e];
+  }
+  x_sum = sum_over_lanes<32>(x_sum);
+  state_dot = sum_over_lanes<32>(state_dot);
+  if (lane == 0) memory.totals[warp] = x_sum, memory.totals[8 + warp] = state_dot;
+  __syncthreads();
+  if (warp > 0) return;
+
+  // Two tokens a lane: dG, then its sum over the tokens from each to the chunk's end.
+  float d_log_gamma[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int i = 2 * lane + e;
+    float sum = memory.rows[i] + memory.rows[kChunk + i];
+    for (int part = 0; part < 4; ++part) sum -= memory.columns[part * kChunk + i];
+    if (i == kChunk - 1) {
+      for (int part = 0; part < 8; ++part) sum += memory.totals[part] + gates.total() * memory.totals[8 + part];
+    }
+    d_log_gamma[e] = sum;
+  }
+  float from_here = d_log_gamma[0] + d_log_gamma[1];
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const float after = __shfl_down_sync(0xffffffffu, from_here, distance);
+    if (lane + distance < 32) from_here += after;
+  }
+  const float after = __shfl_down_sync(0xffffffffu, from_here, 1);
+  const float second = (lane < 31 ? after : 0.0f) + d_log_gamma[1];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int i = 2 * lane + e;
+    if (i >= block.valid) continue;
+    const int64_t at = (block.token(p) + i) * p.state_heads + block.head;
+    p.d_log_decay[at] = e == 0 ? from_here : second;
+    p.d_beta[at] = memory.d_beta[i] + memory.beta_rows[i] + memory.beta_rows[kChunk + i];
+  }
+}
+
+}  // namespace
+
+void gated_delta_input_gradients(const GatedDeltaArguments& p, void* stream) {
+  with_dims(p, [&]<int key_dim, int value_dim>() {
+    launch<input_gradients_kernel<key_dim, value_dim>>(dim3(static_cast<unsigned>(blocks_of(p))), kThreads,
+                                                       InputGradientsMemory<key_dim, value_dim>::bytes, stream, p);
+  });
+}
+
+}  // namespace oryx::cuda

@@ -1,0 +1,209 @@
+// The CUDA kernels of gated_delta_rule against its composed form in float64, from the same rounded inputs.
+#include <ATen/core/grad_mode.h>
+
+#include "operators/cpu/mixer_cases.h"
+#include "operators/device/device_testing.h"
+#include "operators/gated_delta_rule/gated_delta_rule.h"
+
+namespace oryx::operators::testing {
+namespace {
+
+[[maybe_unused]] const bool prepared = (prepare_process(), true);
+
+constexpr double kScale = 0.3;
+
+// A form of the operator on the device whose tensors kernels serve, for tensors that lie on the CPU.
+template <auto form>
+std::tuple<at::Tensor, at::Tensor> on_device(const MixerTensors& x) {
+  const auto place = [](const at::Tensor& t) { return t.to(kernel_device()); };
+  const std::optional<at::Tensor> state =
+      x.initial_state ? std::optional(place(*x.initial_state)) : std::nullopt;
+  const auto [output, last] = form(place(x.query), place(x.key), place(x.value), place(x.log_decay), place(x.step),
+                                   x.spans, state, kScale, 64);
+  return {output.cpu(), last.cpu()};
+}
+const Mixer kernels = on_device<gated_delta_rule>, judge = on_device<gated_delta_rule_chunked>;
+
+double tolerance(const std::string& name) {
+  return name == "d_log_decay" ? 2e-2 : name == "d_step" ? 1.2e-2 : 8e-3;
+}
+
+std::vector<Named> evaluate_kernels(const MixerTensors& x, bool from_output = true, bool from_state = true) {
+  std::vector<Named> named;
+  with_kernels([&] {
+    named = evaluate(kernels, x, at::kBFloat16, false, from_output, from_state);
+    std::vector<at::Tensor> tensors;
+    for (const Named& n : named) tensors.push_back(n.value);
+    return tensors;
+  });
+  return named;
+}
+
+void expect_close(const MixerTensors& x, const std::string& name, bool from_output = true, bool from_state = true) {
+  expect_near(evaluate_kernels(x, from_output, from_state),
+              evaluate(judge, x, at::kDouble, false, from_output, from_state), tolerance, name);
+}
+
+void expect_close(const MixerCase& c, uint64_t seed) { expect_close(draw(c, at::kBFloat16, seed, true), c.name()); }
+
+// x with other tokens selected.
+MixerTensors select(const MixerTensors& x, const std::vector<int64_t>& spans) {
+  MixerTensors y = x;
+  y.spans = at::tensor(spans, at::kLong).view({-1, 3});
+  const int64_t rows = (y.spans.select(1, 2) - y.spans.select(1, 1)).sum().item<int64_t>();
+  at::Generator generator = at::detail::createCPUGenerator(17);
+  y.query = at::randn({rows, x.query.size(1), x.query.size(2)}, generator, at::kDouble);
+  y.query = (y.query / y.query.norm(2, -1, true)).to(at::kBFloat16).to(at::kDouble);
+  return y;
+}
+
+TEST(GatedDeltaRuleKernels, Lengths) {
+  for (const int64_t time : {1, 63, 64, 65, 129, 333}) {
+    // One token's d_log_decay is one sum of terms that cancel: it takes several to say how precise it is.
+    const int64_t batch = time == 1 ? 8 : 1;
+    expect_close({batch, time, 1, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::all}, 1);
+  }
+}
+
+TEST(GatedDeltaRuleKernels, HeadDimensions) {
+  for (const auto& [key_dim, value_dim] : {std::pair<int64_t, int64_t>{128, 128}, {64, 128}, {128, 64}})
+    expect_close({1, 70, 1, 1, 1, key_dim, value_dim, 64}, 2);
+}
+
+// From many streams on, the serial passes hold wider parts of a state.
+TEST(GatedDeltaRuleKernels, Widths) {
+  expect_close({2, 66, 1, 1, 1, 64, 128, 64}, 3);
+  expect_close({3, 66, 1, 1, 1, 64, 128, 64}, 3);
+  if (!is_emulated) return;
+  expect_close({1, 66, 1, 1, 1, 128, 64, 64}, 3);
+}
+
+TEST(GatedDeltaRuleKernels, HeadGroups) {
+  expect_close({1, 70, 4, 1, 2, 64, 64, 64}, 4);
+  expect_close({1, 130, 2, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::all}, 4);
+  expect_close({1, 70, 1, 2, 4, 64, 64, 64}, 4);
+}
+
+TEST(GatedDeltaRuleKernels, Decays) {
+  for (const Decay decay : {Decay::none, Decay::strong, Decay::mixed})
+    expect_close({1, 130, 1, 1, 1, 64, 64, 64, decay, Step::random, Spans::all}, 5);
+}
+
+TEST(GatedDeltaRuleKernels, StepsAndCorrelatedKeys) {
+  for (const Step step : {Step::zero, Step::one, Step::two, Step::random}) {
+    for (const Decay decay : {Decay::none, Decay::mild})
+      expect_close({1, 100, 1, 1, 1, 64, 64, 64, decay, step, Spans::all, true, true}, 6);
+  }
+}
+
+TEST(GatedDeltaRuleKernels, SelectedTokens) {
+  const MixerCase c{2, 200, 1, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::none};
+  const MixerTensors x = draw(c, at::kBFloat16, 7, true);
+  expect_close(x, "none");
+  expect_close(select(x, {0, 64, 128, 1, 0, 64}), "whole chunks");
+  expect_close(select(x, {1, 199, 200, 0, 3, 4, 0, 60, 70}), "out of order");
+  expect_close({2, 150, 1, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::random, false}, 7);
+}
+
+// Overlapping spans take the composed form, bfloat16 in and out.
+TEST(GatedDeltaRuleKernels, TokensWithTwoRows) {
+  const MixerTensors x = draw({1, 70, 1, 1, 1, 64, 64, 64}, at::kBFloat16, 8, true);
+  expect_close(select(x, {0, 10, 30, 0, 20, 40}), "overlapping");
+}
+
+TEST(GatedDeltaRuleKernels, StridedInputs) {
+  expect_close({2, 70, 2, 2, 2, 64, 64, 64, Decay::mild, Step::random, Spans::random, false, false, true}, 9);
+}
+
+TEST(GatedDeltaRuleKernels, OneOfTheTwoGradientsMayBeMissing) {
+  const MixerTensors x = draw({1, 70, 2, 1, 1, 64, 64, 64}, at::kBFloat16, 10, true);
+  expect_close(x, "from output", true, false);
+  expect_close(x, "from state", false, true);
+}
+
+// A state that grows without its decay: the inverse must know the decay.
+TEST(GatedDeltaRuleKernels, KeysNeedNotBeNormalised) {
+  MixerTensors x = draw({1, 100, 1, 1, 1, 64, 64, 64, Decay::strong}, at::kBFloat16, 11, true);
+  x.key = x.key * 2;
+  expect_close(x, "long keys");
+}
+
+std::pair<at::Tensor, at::Tensor> forward(const MixerTensors& x, at::ScalarType type) {
+  const at::NoGradGuard guard;
+  const auto tensors = with_kernels([&] {
+    const auto [output, state] = kernels(convert(x, type));
+    return std::vector<at::Tensor>{output, state};
+  });
+  return {tensors[0], tensors[1]};
+}
+
+TEST(GatedDeltaRuleKernels, SingleSteps) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kFloat}) {
+    for (const int64_t time : {1, 7, 15}) {
+      for (const int64_t dim : {64, 128}) {
+        const MixerCase c{2, time, 4, 1, 2, dim, 192 - dim, 64, Decay::mild, Step::random, Spans::random, time != 7};
+        const MixerTensors x = draw(c, at::kBFloat16, 12, true);
+        const auto [output, state] = forward(x, type);
+        const auto [expected, expected_state] = judge(convert(x, at::kDouble));
+        EXPECT_LE(relative_error(output.to(at::kDouble), expected), type == at::kFloat ? 1e-5 : 5e-3) << c.name();
+        EXPECT_LE(relative_error(state.to(at::kDouble), expected_state), 1e-5) << c.name();
+      }
+    }
+  }
+}
+
+// Two prompts' pieces, then single steps, with the state handed over.
+TEST(GatedDeltaRuleKernels, PiecesWithStateAreTheWhole) {
+  const MixerTensors x =
+      draw({1, 150, 1, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::all}, at::kBFloat16, 13, true);
+  const auto [output, state] = forward(x, at::kBFloat16);
+  MixerTensors y = x;
+  std::vector<at::Tensor> outputs;
+  for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 100}, {100, 147}, {147, 149}, {149, 150}}) {
+    y.spans = at::tensor({int64_t{0}, int64_t{0}, end - begin}, at::kLong).view({1, 3});
+    y.query = x.query.narrow(0, begin, end - begin);
+    y.key = x.key.narrow(1, begin, end - begin);
+    y.value = x.value.narrow(1, begin, end - begin);
+    y.log_decay = x.log_decay.narrow(1, begin, end - begin);
+    y.step = x.step.narrow(1, begin, end - begin);
+    const auto [piece, last] = forward(y, at::kBFloat16);
+    outputs.push_back(piece);
+    y.initial_state = last.to(at::kDouble);
+  }
+  EXPECT_LE(relative_error(at::cat(outputs).to(at::kDouble), output.to(at::kDouble)), 8e-3);
+  EXPECT_LE(relative_error(*y.initial_state, state.to(at::kDouble)), 8e-3);
+}
+
+TEST(GatedDeltaRuleKernels, EmptySequencesKeepTheState) {
+  const MixerTensors x = draw({2, 0, 1, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::none}, at::kBFloat16, 14,
+                              true);
+  const auto [output, state] = forward(x, at::kBFloat16);
+  EXPECT_EQ(output.sizes(), (at::IntArrayRef{0, 1, 64}));
+  EXPECT_TRUE(state.to(at::kDouble).equal(*x.initial_state));
+}
+
+// Sizes of training; only a GPU has the time for them.
+TEST(GatedDeltaRuleKernels, TrainingSizes) {
+  if (is_emulated) return;
+  for (const MixerCase& c : {MixerCase{8, 2048, 16, 16, 16, 128, 128, 64},
+                             MixerCase{4, 1000, 8, 4, 8, 128, 128, 64, Decay::mixed, Step::two, Spans::all, true, true},
+                             MixerCase{16, 333, 16, 8, 8, 64, 64, 64, Decay::none, Step::random, Spans::all},
+                             MixerCase{1, 16384, 4, 4, 4, 128, 128, 64, Decay::mild, Step::random, Spans::all}}) {
+    expect_close(c, 15);
+  }
+}
+
+TEST(GatedDeltaRuleKernels, RepeatsBitForBit) {
+  if (is_emulated) return;  // with_kernels() has repeated every case
+  for (const MixerCase& c : {MixerCase{4, 333, 16, 16, 16, 128, 128, 64}, MixerCase{8, 128, 16, 16, 16, 128, 128, 64}}) {
+    const MixerTensors x = draw(c, at::kBFloat16, 16, true);
+    const auto first = evaluate(kernels, x, at::kBFloat16, false);
+    for (int i = 0; i < 200; ++i) {
+      const auto again = evaluate(kernels, x, at::kBFloat16, false);
+      for (size_t j = 0; j < first.size(); ++j) ASSERT_TRUE(first[j].value.equal(again[j].value)) << first[j].name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace oryx::operators::testing
