@@ -13,12 +13,15 @@ struct AdamwOptions {
   double beta1 = 0.9;
   double beta2 = 0.95;
   double eps = 1e-8;
-  std::vector<double> weight_decay;  // one per tensor; empty = none for all
-  int64_t step = 1;                  // 1 at the first update: sets the bias corrections
-  double gradient_scale = 1;         // multiplies every gradient: clipping and loss scaling
+  std::vector<double> weight_decay = {};  // one per tensor; empty = none for all
+  int64_t step = 1;                       // 1 at the first update: sets the bias corrections
+  double gradient_scale = 1;              // multiplies every gradient: clipping and loss scaling
+  // One more factor, float32 or float64 [] on the device of the parameters; absent = 1. A clipping factor
+  // made from global_norm_device() never makes the host wait.
+  at::Tensor gradient_scale_tensor = {};
 };
 
-// With g = gradient · gradient_scale and t = step, elementwise and in place:
+// With g = gradient · gradient_scale · gradient_scale_tensor and t = step, elementwise and in place:
 //   p ← p · (1 − learning_rate · weight_decay)
 //   m ← beta1 · m + (1 − beta1) · g
 //   v ← beta2 · v + (1 − beta2) · g²
@@ -30,8 +33,12 @@ void adamw_step(at::TensorList parameters, at::TensorList gradients, at::TensorL
                 at::TensorList second_moments, const AdamwOptions& options);
 
 // sqrt(Σ g²) over all gradients, accumulated in double over fixed blocks in order: it does not depend on the
-// number of threads. Undefined gradients count as zero. Takes float32, float64 and bfloat16.
+// number of threads. Undefined gradients count as zero. Takes contiguous float32, float64 and bfloat16.
 double global_norm(at::TensorList gradients);
+
+// The same as a float64 scalar [] on the device of the gradients, which a GPU computes without the host
+// waiting for it.
+at::Tensor global_norm_device(at::TensorList gradients);
 
 // The same in composed ATen operations: the definitions, for any device.
 void adamw_step_reference(at::TensorList parameters, at::TensorList gradients, at::TensorList first_moments,

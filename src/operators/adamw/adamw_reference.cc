@@ -15,7 +15,8 @@ void adamw_step_reference(at::TensorList parameters, at::TensorList gradients, a
                correction2 = 1 - std::pow(options.beta2, step);
   for (size_t i = 0; i < parameters.size(); ++i) {
     const at::Tensor &p = parameters[i], &m = first_moments[i], &v = second_moments[i];
-    const at::Tensor g = gradients[i].defined() ? gradients[i] * options.gradient_scale : at::zeros_like(p);
+    at::Tensor g = gradients[i].defined() ? gradients[i] * options.gradient_scale : at::zeros_like(p);
+    if (options.gradient_scale_tensor.defined()) g = g * options.gradient_scale_tensor.to(g.scalar_type());
     const double weight_decay = options.weight_decay.empty() ? 0 : options.weight_decay[i];
     p.mul_(1 - options.learning_rate * weight_decay);
     m.mul_(options.beta1).add_(g, 1 - options.beta1);
