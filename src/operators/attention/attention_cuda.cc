@@ -165,10 +165,25 @@ std::tuple<at::Tensor, at::Tensor> attention_rows(const at::Tensor& query, const
   const at::Tensor logsumexp =
       keep_logsumexp ? at::empty({query.size(0), query.size(1)}, query.options().dtype(at::kFloat))
                      : at::Tensor();
-  cuda::AttentionForward p{describe(query, key, value, scale, *plan), output.data_ptr(),
-                           keep_logsumexp ? logsumexp.data_ptr<float>() : nullptr};
-  p.in.items = plan->items.data(), p.in.item_count = plan->items.count;
-  cuda::attention_forward(p, cuda::stream(query));
+  const cuda::AttentionInputs in = describe(query, key, value, scale, *plan);
+  float* const logsumexp_data = keep_logsumexp ? logsumexp.data_ptr<float>() : nullptr;
+  if (plan->long_items.count > 0) {
+    cuda::AttentionForward p{in, output.data_ptr(), logsumexp_data};
+    p.in.items = plan->long_items.data(), p.in.item_count = plan->long_items.count;
+    cuda::attention_forward(p, cuda::stream(query));
+  }
+  if (plan->alone.count > 0) {
+    const at::Tensor partials =
+        at::empty({plan->splits.count, query.size(1), query.size(2) + 2}, query.options().dtype(at::kFloat));
+    cuda::AttentionDecode p{};
+    p.in = in;
+    p.is_float32 = query.scalar_type() == at::kFloat;
+    p.splits = plan->splits.data(), p.split_count = plan->splits.count;
+    p.rows = plan->alone.data(), p.row_count = plan->alone.count;
+    p.partials = partials.data_ptr<float>();
+    p.output = output.data_ptr(), p.logsumexp = logsumexp_data;
+    cuda::attention_decode(p, cuda::stream(query));
+  }
   return {output, logsumexp};
 }
 
@@ -177,9 +192,11 @@ at::Tensor attention_cuda(const at::Tensor& query, const at::Tensor& key, const 
   const int64_t dim = query.size(2);
   const bool needs_grad =
       at::GradMode::is_enabled() && (query.requires_grad() || key.requires_grad() || value.requires_grad());
-  const bool is_bfloat16 = query.scalar_type() == at::kBFloat16 && dim == value.size(3) && scale > 0;
-  const bool has_kernel = is_bfloat16 && (dim == 64 || dim == 128);
-  const bool has_library = is_bfloat16 && dim % 8 == 0 && dim <= 128;
+  const bool is_bfloat16 = query.scalar_type() == at::kBFloat16,
+             is_regular = dim == value.size(3) && scale > 0;
+  const bool has_kernel = is_regular && (dim == 64 || dim == 128) &&
+                          (is_bfloat16 || (query.scalar_type() == at::kFloat && !needs_grad));
+  const bool has_library = is_regular && is_bfloat16 && dim % 8 == 0 && dim <= 128;
   if (!has_kernel && !has_library) return attention_composed(query, key, value, spans, scale);
   const c10::OptionalDeviceGuard guard(query.device());
   const auto plan = plan_of(key, spans);
@@ -188,7 +205,9 @@ at::Tensor attention_cuda(const at::Tensor& query, const at::Tensor& key, const 
                       (way == AttentionWay::automatic && is_faster_dense(*plan, key.size(0))))) {
     return DenseFunction::apply(q, k, v, spans, scale);
   }
-  if (!has_kernel) return attention_composed(query, key, value, spans, scale);
+  if (!has_kernel || (!is_bfloat16 && plan->long_items.count > 0)) {
+    return attention_composed(query, key, value, spans, scale);
+  }
   if (needs_grad) return RowsFunction::apply(q, k, v, spans, scale);
   return std::get<0>(attention_rows(q, k, v, spans, scale, false));
 }

@@ -25,6 +25,13 @@ at::Tensor tensor_of(const Spans& spans) {
   return result;
 }
 
+// While it lives, at::empty() gives NaN.
+class PoisonedMemory {
+ public:
+  PoisonedMemory() { at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true); }
+  ~PoisonedMemory() { at::globalContext().setDeterministicAlgorithms(false, false); }
+};
+
 struct Case {
   const char* name;
   int64_t batch, capacity, query_heads, key_heads, dim;
@@ -104,6 +111,9 @@ std::vector<Case> cases() {
       {"grouped", 1, 140, 6, 2, 64, {{0, 70, 140}}},
       {"spare_room", 3, 300, 1, 1, 128, {{0, 0, 65}, {2, 80, 100}}},
       {"one_row", 2, 70, 2, 1, 128, {{0, 63, 64}, {1, 64, 65}}},
+      {"decode_groups_of_3", 3, 600, 6, 2, 64, {{0, 599, 600}, {1, 0, 1}, {2, 255, 256}}},
+      {"decode_groups_of_9", 1, 300, 9, 1, 128, {{0, 260, 261}}},
+      {"decode_beside_a_prompt", 3, 300, 2, 2, 64, {{0, 270, 271}, {1, 17, 60}, {2, 0, 1}}},
   };
   if (!testing::is_emulated) {
     std::mt19937 random(5);
@@ -134,6 +144,7 @@ TEST_P(AttentionKernels, ForwardEqualsTheReference) {
   const at::Tensor spans = tensor_of(c.spans);
   const auto want = expected(c, in, false);
   const auto got = testing::with_kernels([&] {
+    const PoisonedMemory poisoned;
     const auto [output, logsumexp] = attention_rows(in.query, in.key, in.value, spans, c.scale(), true);
     return std::vector<at::Tensor>{output, logsumexp};
   });
@@ -152,6 +163,7 @@ TEST_P(AttentionKernels, GradientsEqualTheReference) {
     const bool is_alike = c.rows() > 0 && std::count(ends.begin(), ends.end(), ends[0]) == c.batch;
     if (way == AttentionWay::dense && !is_alike) continue;
     const auto got = testing::with_kernels([&] {
+      const PoisonedMemory poisoned;
       const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
       const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
       const at::Tensor output = attention_cuda(q, k, v, spans, c.scale(), way);
@@ -168,8 +180,112 @@ TEST_P(AttentionKernels, GradientsEqualTheReference) {
   }
 }
 
+// Without gradients, through the operator: the same bits as with, cache views included.
+TEST_P(AttentionKernels, TakesViewsOfACache) {
+  const Case& c = GetParam();
+  const Inputs in = inputs_of(c);
+  const at::Tensor spans = tensor_of(c.spans);
+  const auto view = [&](const at::Tensor& x) {  // head-major, with room for more positions and heads
+    at::Tensor room = at::full({c.batch, c.key_heads + 1, c.capacity + 9, c.dim}, NAN, x.options());
+    at::Tensor result = room.slice(1, 1).permute({0, 2, 1, 3}).slice(1, 0, c.capacity);
+    return result.copy_(x);
+  };
+  const at::Tensor key = view(in.key), value = view(in.value);
+  const auto got = testing::with_kernels([&] {
+    return std::vector<at::Tensor>{
+        attention_cuda(in.query, in.key, in.value, spans, c.scale(), AttentionWay::rows),
+        attention_cuda(in.query, key, value, spans, c.scale(), AttentionWay::rows)};
+  });
+  EXPECT_TRUE(at::equal(got[0], got[1]));
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionKernels, ::testing::ValuesIn(cases()),
                          [](const auto& each) { return std::string(each.param.name); });
+
+// float32 decodes by a kernel too.
+TEST(AttentionDecode, Float32) {
+  for (const int64_t dim : {64, 128}) {
+    const Case c{"", 3, 700, 4, 2, dim, {{0, 699, 700}, {1, 3, 4}, {2, 256, 257}}};
+    Inputs in = inputs_of(c);
+    const auto want = expected(c, in, false);
+    const auto got = testing::with_kernels([&] {
+      return std::vector<at::Tensor>{attention_cuda(in.query.to(at::kFloat), in.key.to(at::kFloat),
+                                                    in.value.to(at::kFloat), tensor_of(c.spans), c.scale())};
+    });
+    EXPECT_LE(relative_error(got[0], want[0]), 2e-6);
+  }
+}
+
+// Other dtypes, head dimensions and unequal ones take composed operations.
+TEST(AttentionComposed, EqualsTheReference) {
+  const Case c{"", 3, 90, 4, 2, 24, {{2, 60, 90}, {0, 5, 20}, {2, 0, 12}, {0, 50, 51}}};
+  const Inputs in = inputs_of(c);
+  const auto want = expected(c, in, true);
+  for (const auto& [dtype, limit] :
+       {std::pair{at::kDouble, 1e-12}, std::pair{at::kFloat, 1e-5}, std::pair{at::kBFloat16, 5e-3}}) {
+    const auto leaf = [type = dtype](const at::Tensor& x) {
+      return x.to(type).detach().set_requires_grad(true);
+    };
+    const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
+    const at::Tensor output = attention_composed(q, k, v, tensor_of(c.spans), c.scale());
+    EXPECT_EQ(output.scalar_type(), dtype);
+    EXPECT_LE(relative_error(output.detach(), want[0]), limit);
+    const auto grads = testing::gradients({output}, {q, k, v}, {in.output_grad.to(dtype)});
+    for (int i = 0; i < 3; ++i) EXPECT_LE(relative_error(grads[i], want[i + 2]), limit) << i;
+  }
+}
+
+// A row's bits depend neither on how its sequence was cut nor on its neighbours.
+TEST(AttentionForward, CutsChangeNothing) {
+  const Case c{"", 1, 200, 1, 1, 64, {{0, 0, 200}}};
+  const Inputs in = inputs_of(c);
+  const auto got = testing::with_kernels([&] {
+    const auto part = [&](int64_t begin, int64_t end) {
+      return attention_cuda(in.query.slice(0, begin, end), in.key, in.value, tensor_of({{0, begin, end}}),
+                            c.scale(), AttentionWay::rows);
+    };
+    return std::vector<at::Tensor>{part(0, 200), at::cat({part(0, 37), part(37, 130), part(130, 200)})};
+  });
+  EXPECT_TRUE(at::equal(got[0], got[1]));
+}
+
+// Scores far apart: the running maximum rises by hundreds from one tile of keys to the next, or falls.
+TEST(AttentionForward, SurvivesExtremeScores) {
+  for (const double sign : {1.0, -1.0}) {
+    const Case c{"", 1, 260, 1, 1, 64, {{0, 100, 259}, {0, 259, 260}}};
+    Inputs in = inputs_of(c);
+    in.query.fill_(8);
+    in.key.mul_(0.01).add_(
+        (sign * at::linspace(0, 10, 260)).to(kernel_device()).to(at::kBFloat16).view({1, 260, 1, 1}));
+    const auto want = expected(c, in, false);
+    const auto got = testing::with_kernels([&] {
+      const auto [output, logsumexp] =
+          attention_rows(in.query, in.key, in.value, tensor_of(c.spans), c.scale(), true);
+      return std::vector<at::Tensor>{output, logsumexp};
+    });
+    EXPECT_LE(relative_error(got[0], want[0]), 4e-3);
+    EXPECT_LE(relative_error(got[1], want[1]), 1e-5);
+  }
+}
+
+#ifndef ORYX_EMULATED
+TEST(AttentionKernelsOnGpu, RepeatBitwise) {
+  Case c{"", 4, 1024, 8, 4, 128, {{0, 128, 512}, {1, 0, 1024}, {2, 896, 1024}, {3, 77, 78}}};
+  const Inputs in = inputs_of(c);
+  const at::Tensor spans = tensor_of(c.spans);
+  std::vector<at::Tensor> first;
+  for (int repeat = 0; repeat < 200; ++repeat) {
+    const auto leaf = [](const at::Tensor& x) { return x.nan_to_num(0).detach().set_requires_grad(true); };
+    const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
+    const at::Tensor output = attention_cuda(q, k, v, spans, c.scale(), AttentionWay::rows);
+    std::vector<at::Tensor> got = testing::gradients({output}, {q, k, v}, {in.output_grad});
+    got.push_back(output.detach());
+    if (repeat == 0) first = got;
+    for (size_t i = 0; i < got.size(); ++i)
+      ASSERT_TRUE(at::equal(got[i], first[i])) << repeat << ", tensor " << i;
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace oryx::operators
