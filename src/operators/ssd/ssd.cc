@@ -106,12 +106,19 @@ class Ssd : public torch::autograd::Function<Ssd> {
 
 }  // namespace
 
-SsdInputs::SsdInputs(const at::Tensor& query_given, const at::Tensor& key_given, const at::Tensor& value_given,
-                     const at::Tensor& log_decay_given, const at::Tensor& step_given, const Optional& skip_given,
-                     const at::Tensor& spans_given, const Optional& state_given, int64_t chunk)
+SsdInputs::SsdInputs(const at::Tensor& query_given, const at::Tensor& key_given,
+                     const at::Tensor& value_given, const at::Tensor& log_decay_given,
+                     const at::Tensor& step_given, const Optional& skip_given, const at::Tensor& spans_given,
+                     const Optional& state_given, int64_t chunk)
     : spans(spans_given),
-      shape(expect_mixer_tensors({"ssd", "step", query_given, key_given, value_given, log_decay_given, step_given,
-                                  spans_given, state_given, chunk})) {
+      shape(expect_mixer_tensors({"ssd", "step", query_given, key_given, value_given, log_decay_given,
+                                  step_given, spans_given, state_given, chunk})) {
+  for (const Optional& tensor : {Optional(query_given), Optional(key_given), Optional(log_decay_given),
+                                 Optional(step_given), skip_given, state_given}) {
+    if (!tensor.has_value() || !tensor->defined()) continue;
+    expect(tensor->device() == value_given.device(), "[ssd] expected all tensors on {}, got one on {}",
+           value_given.device().str(), tensor->device().str());
+  }
   query = with_contiguous_rows(query_given);
   key = with_contiguous_rows(key_given);
   value = with_contiguous_rows(value_given);
@@ -133,18 +140,22 @@ std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor
       at::GradMode::is_enabled() &&
       (query.requires_grad() || key.requires_grad() || value.requires_grad() || log_decay.requires_grad() ||
        step.requires_grad() || wants(skip) || wants(initial_state));
-  bool is_served = value.is_cpu();
-  if (cuda::serves(value)) {
+  const bool on_kernels = cuda::serves(value);
+  if (differentiate) {
+    if (on_kernels ? ssd_chunks_serve({query, key, value, log_decay, step, skip, spans, initial_state, chunk})
+                   : value.is_cpu()) {
+      const variable_list out =
+          Ssd::apply(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
+      return {out[0], out[1]};
+    }
+  } else if (on_kernels || value.is_cpu()) {
     const SsdInputs in(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
-    is_served = ssd_chunks_serve(in) || (!differentiate && ssd_steps_serve(in));
+    if (!on_kernels || ssd_chunks_serve(in) || ssd_steps_serve(in)) {
+      const variable_list out = forward_kernel(in, false);
+      return {out[0], out[1]};
+    }
   }
-  if (!is_served) {
-    return ssd_chunked(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
-  }
-  const variable_list out =
-      differentiate ? Ssd::apply(query, key, value, log_decay, step, skip, spans, initial_state, chunk)
-                    : forward_kernel({query, key, value, log_decay, step, skip, spans, initial_state, chunk}, false);
-  return {out[0], out[1]};
+  return ssd_chunked(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
 }
 
 TORCH_LIBRARY_FRAGMENT(oryx, m) {

@@ -20,14 +20,20 @@ namespace oryx::operators {
 //   skip          [Ho]             any floating type; none is 0
 //   spans         [n, 3] int64 CPU rows (sequence, begin, end); N = Σ (end − begin)
 //   initial_state [B, Hv, Dk, Dv]  accumulate type; none is 0
-//   chunk         tokens handled at once (1 to 1024): changes speed and rounding, not the meaning
+//   chunk         tokens handled at once (1 to 1024): changes speed and rounding, not the meaning; the CUDA
+//                 kernels take chunks of their own
 // Hq is a multiple of Hv or divides it; Ho = max(Hq, Hv); output head o reads state head o / (Ho / Hv) and
 // query head o / (Ho / Hq). query, key and value share a type (float32, float64 or bfloat16) and may be
 // strided in every dimension but the last.
 // Returns the output [N, Ho, Dv] in the type of value, and the state after the last token [B, Hv, Dk, Dv].
 //
 // Every token updates the state; the cost of outputs follows N. Differentiable in every floating argument
-// (once). Saves only its inputs for backward. Deterministic. Throws Error on other shapes, types or spans.
+// (once; where composed, as often as ATen). Saves only its inputs for backward. Deterministic. Throws Error
+// on other shapes, types or spans.
+//
+// CUDA tensors: kernels for bfloat16 with Dk and Dv of 64 or 128 and no token in two spans (a bfloat16 copy
+// of the state before every chunk is scratch, and of its gradient in backward); without gradients, up to 15
+// tokens go token by token, in float32 too. Everything else is ssd_chunked.
 std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor& key,
                                        const at::Tensor& value, const at::Tensor& log_decay,
                                        const at::Tensor& step, const std::optional<at::Tensor>& skip,
@@ -41,8 +47,9 @@ std::tuple<at::Tensor, at::Tensor> ssd_recurrence(
     const at::Tensor& step, const std::optional<at::Tensor>& skip, const at::Tensor& spans,
     const std::optional<at::Tensor>& initial_state, int64_t chunk = 64);
 
-// The same in chunks of composed, batched ATen operations, differentiable by autograd, for any device: what ssd() is for
-// tensors that no kernel serves. Loops over chunks, not over tokens; keeps the state before every chunk.
+// The same in chunks of composed, batched ATen operations, differentiable by autograd, for any device: what
+// ssd() is for tensors that no kernel serves. Loops over chunks, not over tokens; keeps the state before
+// every chunk.
 std::tuple<at::Tensor, at::Tensor> ssd_chunked(const at::Tensor& query, const at::Tensor& key,
                                                const at::Tensor& value, const at::Tensor& log_decay,
                                                const at::Tensor& step, const std::optional<at::Tensor>& skip,

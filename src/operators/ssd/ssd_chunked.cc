@@ -12,8 +12,8 @@ namespace oryx::operators {
 
 namespace {
 
-// Where the packed rows lie in `layers` copies of [batch, padded time]: more than one where spans overlap, so that no
-// two rows share a place.
+// Where the packed rows lie in `layers` copies of [batch, padded time]: more than one where spans overlap, so
+// that no two rows share a place.
 struct Places {
   at::Tensor place;  // int64 [N] on the device
   int64_t layers = 1;
@@ -41,7 +41,8 @@ std::tuple<at::Tensor, at::Tensor> ssd_chunked(const at::Tensor& query, const at
                                                const at::Tensor& value, const at::Tensor& log_decay,
                                                const at::Tensor& step, const std::optional<at::Tensor>& skip,
                                                const at::Tensor& spans,
-                                               const std::optional<at::Tensor>& initial_state, int64_t chunk) {
+                                               const std::optional<at::Tensor>& initial_state,
+                                               int64_t chunk) {
   const cpu::MixerShape s =
       expect_mixer_tensors({"ssd", "step", query, key, value, log_decay, step, spans, initial_state, chunk});
   const bool has_skip = skip.has_value() && skip->defined();
@@ -52,7 +53,8 @@ std::tuple<at::Tensor, at::Tensor> ssd_chunked(const at::Tensor& query, const at
   at::Tensor state = initial_state.has_value() && initial_state->defined()
                          ? *initial_state
                          : at::zeros({batch, heads, s.key_dim, s.value_dim}, log_decay.options());
-  if (batch == 0 || n == 0) return {at::zeros({query.size(0), s.output_heads, s.value_dim}, value.options()), state};
+  if (batch == 0 || n == 0)
+    return {at::zeros({query.size(0), s.output_heads, s.value_dim}, value.options()), state};
 
   // [batch, n, heads, c, ..], zeros after the last token: those neither decay nor write.
   const auto in_chunks = [&](const at::Tensor& x) {
@@ -91,9 +93,11 @@ std::tuple<at::Tensor, at::Tensor> ssd_chunked(const at::Tensor& query, const at
                                  .masked_fill(later, -std::numeric_limits<double>::infinity())
                                  .exp()
                                  .to(type);
-  const at::Tensor scores = q.matmul(for_group(k).transpose(-1, -2)) * for_group(between * delta.unsqueeze(-2));
-  at::Tensor output = q.matmul(for_group(at::stack(before, 1))) * for_group(cumulative.exp().to(type)).unsqueeze(-1) +
-                      scores.matmul(for_group(v));
+  const at::Tensor scores =
+      q.matmul(for_group(k).transpose(-1, -2)) * for_group(between * delta.unsqueeze(-2));
+  at::Tensor output =
+      q.matmul(for_group(at::stack(before, 1))) * for_group(cumulative.exp().to(type)).unsqueeze(-1) +
+      scores.matmul(for_group(v));
   if (has_skip) output = output + skip->to(type).view({heads, group, 1, 1}) * for_group(v);
   return {output.permute({0, 1, 2, 5, 3, 4, 6})
               .reshape({places->layers * batch * padded, s.output_heads, s.value_dim})

@@ -13,7 +13,8 @@ namespace oryx::operators {
 
 namespace {
 
-// A sequence of up to so many tokens is cheaper token by token: the state passes through memory once either way.
+// A sequence of up to so many tokens is cheaper token by token: the state passes through memory once either
+// way.
 constexpr int64_t most_step_tokens = 15;
 
 // Which pieces of a sequence hold rows.
@@ -39,7 +40,8 @@ std::shared_ptr<const PieceTable> piece_table(const at::Tensor& spans, int64_t b
       const int64_t begin = piece % chunks * cuda::kSsdOutputChunk / cuda::kSsdStep;
       const int64_t end = std::min(begin + cuda::kSsdOutputChunk / cuda::kSsdStep, steps);
       const auto first = has_rows.begin() + piece / chunks * steps;
-      if (std::find(first + begin, first + end, 1) != first + end) active.push_back(static_cast<int32_t>(piece));
+      if (std::find(first + begin, first + end, 1) != first + end)
+        active.push_back(static_cast<int32_t>(piece));
     }
     return PieceTable{to_device(has_rows, device), to_device(active, device)};
   });
@@ -79,13 +81,15 @@ struct Call {
     decay_storage = at::empty({5 * tokens}, in.log_decay.options());
     auto* base = decay_storage.mutable_data_ptr<float>();
     decay = {base, base + 2 * tokens, base + 3 * tokens, base + 4 * tokens};
-    cuda::ssd_decay({shape, in.log_decay.const_data_ptr<float>(), in.step.const_data_ptr<float>(), decay}, stream);
+    cuda::ssd_decay({shape, in.log_decay.const_data_ptr<float>(), in.step.const_data_ptr<float>(), decay},
+                    stream);
   }
 
   int64_t streams() const { return shape.batch * shape.state_heads; }
 
   // The states before every chunk (where `states` is defined) and after the last (where `last` is).
-  void walk(cuda::SsdWalk walk, const at::Tensor& first, const at::Tensor& states, const at::Tensor& last) const {
+  void walk(cuda::SsdWalk walk, const at::Tensor& first, const at::Tensor& states,
+            const at::Tensor& last) const {
     const int64_t state_size = shape.key_dim * shape.value_dim;
     const auto data = [](const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr<float>() : nullptr; };
     // Two blocks for every multiprocessor, in segments of two chunks and more.
@@ -106,7 +110,8 @@ struct Call {
       local.last_state = data(storage);
       local.last_factor = data(factor);
       cuda::ssd_walk(local, stream);
-      cuda::ssd_join_segments({streams(), walk.segments, state_size, data(storage), data(factor), data(first)}, stream);
+      cuda::ssd_join_segments(
+          {streams(), walk.segments, state_size, data(storage), data(factor), data(first)}, stream);
       walk.first_state = data(storage);
     }
     walk.states = states.defined() ? states.mutable_data_ptr() : nullptr;
@@ -140,20 +145,19 @@ std::vector<at::Tensor> steps(const SsdInputs& in) {
   at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
   const at::Tensor initial = in.initial_state.defined() ? aligned(in.initial_state) : in.initial_state;
   const auto spans = span_table(in.spans, s.batch, s.time, in.value.device());
-  cuda::ssd_steps(
-      {.shape = s,
-       .is_float = in.value.scalar_type() == at::kFloat,
-       .query = packed_rows(in.query),
-       .key = token_rows(in.key),
-       .value = token_rows(in.value),
-       .output = packed_rows(output),
-       .log_decay = in.log_decay.const_data_ptr<float>(),
-       .step = in.step.const_data_ptr<float>(),
-       .skip = static_cast<const float*>(pointer(in.skip)),
-       .row_of = spans->row_of.const_data_ptr<int32_t>(),
-       .initial_state = static_cast<const float*>(pointer(initial)),
-       .final_state = state.mutable_data_ptr<float>()},
-      cuda::stream(in.value));
+  cuda::ssd_steps({.shape = s,
+                   .is_float = in.value.scalar_type() == at::kFloat,
+                   .query = packed_rows(in.query),
+                   .key = token_rows(in.key),
+                   .value = token_rows(in.value),
+                   .output = packed_rows(output),
+                   .log_decay = in.log_decay.const_data_ptr<float>(),
+                   .step = in.step.const_data_ptr<float>(),
+                   .skip = static_cast<const float*>(pointer(in.skip)),
+                   .row_of = spans->row_of.const_data_ptr<int32_t>(),
+                   .initial_state = static_cast<const float*>(pointer(initial)),
+                   .final_state = state.mutable_data_ptr<float>()},
+                  cuda::stream(in.value));
   return {output, state};
 }
 
@@ -196,14 +200,16 @@ std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate
   return {output, state};
 }
 
-SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output_given, const at::Tensor& d_state_given) {
+SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output_given,
+                               const at::Tensor& d_state_given) {
   const c10::OptionalDeviceGuard guard(in.value.device());
   const Call call(in, cuda::kSsdGradientChunk);
   const cpu::MixerShape& s = call.shape;
   const at::Tensor d_output = d_output_given.defined() ? aligned(d_output_given) : d_output_given;
   const at::Tensor d_state = d_state_given.defined() ? aligned(d_state_given) : d_state_given;
   // Without a gradient of the output there are no rows.
-  const at::Tensor has_rows = d_output.defined() ? call.pieces->has_rows : at::zeros_like(call.pieces->has_rows);
+  const at::Tensor has_rows =
+      d_output.defined() ? call.pieces->has_rows : at::zeros_like(call.pieces->has_rows);
   const auto* row_of = call.spans->row_of.const_data_ptr<int32_t>();
 
   const at::TensorOptions wide = in.log_decay.options();
@@ -220,7 +226,8 @@ SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output_g
   reverse.weight = call.decay.gamma;
   call.walk(reverse, d_state, d_states, d_initial);
 
-  HeadGradient query(in.query, 1, s.output_heads), key(in.key, 2, s.output_heads), value(in.value, 2, s.output_heads);
+  HeadGradient query(in.query, 1, s.output_heads), key(in.key, 2, s.output_heads),
+      value(in.value, 2, s.output_heads);
   if (!d_output.defined()) query.partial.zero_();
   const std::vector<int64_t> by_head = {s.batch, s.time, s.state_heads, s.output_heads / s.state_heads};
   at::Tensor d_log_decay = at::empty(by_head, wide), d_step = at::empty(by_head, wide), d_skip;

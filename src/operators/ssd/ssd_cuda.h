@@ -5,8 +5,8 @@
 
 namespace oryx::operators {
 
-// Whether the chunk kernels serve this call, which cuda::serves() already: bfloat16, head dimensions of 64 or 128 and no
-// token in two spans.
+// Whether the chunk kernels serve this call, which cuda::serves() already: bfloat16, head dimensions of 64 or
+// 128 and no token in two spans.
 bool ssd_chunks_serve(const SsdInputs& in);
 // Whether the step kernel does, without gradients: few tokens, also float32.
 bool ssd_steps_serve(const SsdInputs& in);

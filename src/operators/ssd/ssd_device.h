@@ -16,15 +16,17 @@ __device__ inline const bf16* packed_row(const cpu::RowView& view, int64_t row, 
   return static_cast<const bf16*>(view.data) + row * view.time + head * view.head;
 }
 
-// As load_tile, for rows that lie anywhere: row_pointer(row) is null where the row is zero. `anywhere` is an address
-// that may be read.
+// As load_tile, for rows that lie anywhere: row_pointer(row, pass) is null where the row is zero, `pass`
+// counts the calls of a thread. `anywhere` is an address that may be read.
 template <int columns, int rows, int threads, typename RowPointer>
 __device__ inline void load_rows(Tile<columns> tile, const void* anywhere, RowPointer row_pointer) {
   constexpr int units = columns / 8;
+  static_assert(rows * units % threads == 0);
 #pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < rows * units; i += threads) {
+  for (int pass = 0; pass < rows * units / threads; ++pass) {
+    const int i = static_cast<int>(threadIdx.x) + pass * threads;
     const int row = i / units, column = i % units * 8;
-    const bf16* source = row_pointer(row);
+    const bf16* source = row_pointer(row, pass);
     copy_async(tile.unit(row, column),
                source != nullptr ? source + column : static_cast<const bf16*>(anywhere), source != nullptr);
   }
@@ -36,8 +38,8 @@ __device__ inline void load_floats(float* shared, const float* global, int count
   if (i < count) copy_async(shared + i, global + i);
 }
 
-// Stores an accumulator as bf16 rows: row_pointer(row) is the address of the accumulator's first column in its row, or
-// null. Four lanes trade pairs of columns first, so that each stores 16 bytes.
+// Stores an accumulator as bf16 rows: row_pointer(row) is the address of the accumulator's first column in
+// its row, or null. Four lanes trade pairs of columns first, so that each stores 16 bytes.
 template <int row_tiles, int column_tiles, typename RowPointer>
 __device__ inline void store_rows(const Accumulator<row_tiles, column_tiles>& sum, RowPointer row_pointer) {
   const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
@@ -57,7 +59,8 @@ __device__ inline void store_rows(const Accumulator<row_tiles, column_tiles>& su
         for (int j = 0; j < column_tiles; j += 4) {
           uint32_t p[4];  // of tile j + n, pair t; afterwards of tile j + t, pair n
 #pragma unroll
-          for (int n = 0; n < 4; ++n) p[n] = pack(sum.value[i][j + n][2 * half], sum.value[i][j + n][2 * half + 1]);
+          for (int n = 0; n < 4; ++n)
+            p[n] = pack(sum.value[i][j + n][2 * half], sum.value[i][j + n][2 * half + 1]);
 #pragma unroll
           for (int n = 0; n < 4; n += 2) {
             const uint32_t other = __shfl_xor_sync(0xffffffffu, t & 1 ? p[n] : p[n + 1], 1);

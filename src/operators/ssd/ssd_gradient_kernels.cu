@@ -15,8 +15,10 @@ constexpr int kWarpColumns = 4;  // warps form a 2 × 4 grid over every product;
 // Shared memory of a block. `state` is first S, then dS'; `scores` is first dQK, then M.
 template <int key_dim, int value_dim>
 struct GradientTiles {
-  static constexpr size_t key_bytes = Tile<key_dim>::bytes(kChunk), value_bytes = Tile<value_dim>::bytes(kChunk);
-  static constexpr size_t state_bytes = Tile<value_dim>::bytes(key_dim), scores_bytes = Tile<64>::bytes(kChunk);
+  static constexpr size_t key_bytes = Tile<key_dim>::bytes(kChunk),
+                          value_bytes = Tile<value_dim>::bytes(kChunk);
+  static constexpr size_t state_bytes = Tile<value_dim>::bytes(key_dim),
+                          scores_bytes = Tile<64>::bytes(kChunk);
   static constexpr size_t tile_bytes = 2 * key_bytes + 2 * value_bytes + state_bytes + scores_bytes;
   static constexpr size_t bytes = tile_bytes + (21 * kChunk + 2 * kWarps) * sizeof(float);
   Tile<key_dim> query, key;
@@ -24,11 +26,11 @@ struct GradientTiles {
   Tile<64> scores;
   float *cumulative, *step, *weight, *gamma;  // SsdDecay
   int32_t* row;
-  float* diagonal;       // of Z = dO Vᵀ ⊙ Q Kᵀ ⊙ Γ
-  float* column_sums;    // [2, kChunk] of Z without the diagonal, by warp row
-  float* row_sums;       // [4, kChunk] of Z Δ without the diagonal, by warp column
-  float* query_dots;     // [4, kChunk] q · γ (dO Sᵀ)
-  float* key_dots;       // [4, kChunk] k · (V dS'ᵀ)
+  float* diagonal;              // of Z = dO Vᵀ ⊙ Q Kᵀ ⊙ Γ
+  float* column_sums;           // [2, kChunk] of Z without the diagonal, by warp row
+  float* row_sums;              // [4, kChunk] of Z Δ without the diagonal, by warp column
+  float* query_dots;            // [4, kChunk] q · γ (dO Sᵀ)
+  float* key_dots;              // [4, kChunk] k · (V dS'ᵀ)
   float *state_dot, *skip_dot;  // [kWarps] ⟨dS', S⟩ and ⟨dO, V⟩
 
   __device__ explicit GradientTiles(char* base)
@@ -60,8 +62,8 @@ __device__ inline float sum_over_chunk(const float* parts, int count, int i) {
 
 // dots[row] = Σ over the warp's columns of sum ⊙ tile, before `sum` is scaled by scale[row].
 template <bool scale_first, int row_tiles, int column_tiles, int columns>
-__device__ inline void dot_and_scale(Accumulator<row_tiles, column_tiles>& sum, Tile<columns> tile, int m0, int n0,
-                                     const float* scale, float* dots) {
+__device__ inline void dot_and_scale(Accumulator<row_tiles, column_tiles>& sum, Tile<columns> tile, int m0,
+                                     int n0, const float* scale, float* dots) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
 #pragma unroll
   for (int i = 0; i < row_tiles; ++i) {
@@ -83,15 +85,17 @@ __device__ inline void dot_and_scale(Accumulator<row_tiles, column_tiles>& sum, 
   }
 }
 
-// Rows of a gradient in its view's type; row_pointer(row) is the offset of the row's first column or negative.
+// Rows of a gradient in its view's type; row_pointer(row) is the offset of the row's first column or
+// negative.
 template <int row_tiles, int column_tiles, typename RowOffset>
-__device__ inline void store_gradient(Accumulator<row_tiles, column_tiles>& sum, const cpu::RowView& view, int column0,
-                                      RowOffset row_offset) {
+__device__ inline void store_gradient(Accumulator<row_tiles, column_tiles>& sum, const cpu::RowView& view,
+                                      int column0, RowOffset row_offset) {
   if (view.wide) {
     sum.for_pairs([&](int row, int column, float& first, float& second) {
       const int64_t offset = row_offset(row);
       if (offset < 0) return;
-      *reinterpret_cast<float2*>(static_cast<float*>(view.data) + offset + column0 + column) = {first, second};
+      *reinterpret_cast<float2*>(static_cast<float*>(view.data) + offset + column0 + column) = {first,
+                                                                                                second};
     });
   } else {
     store_rows(sum, [&](int row) -> bf16* {
@@ -107,7 +111,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
   using Tiles = GradientTiles<key_dim, value_dim>;
   const Tiles tiles(shared_memory());
   const cpu::MixerShape& shape = p.shape;
-  const int output_heads = static_cast<int>(shape.output_heads), state_heads = static_cast<int>(shape.state_heads);
+  const int output_heads = static_cast<int>(shape.output_heads),
+            state_heads = static_cast<int>(shape.state_heads);
   const int chunks = static_cast<int>(shape.chunks), group = output_heads / state_heads;
   const int output_head = static_cast<int>(blockIdx.x) % output_heads, head = output_head / group;
   const int key_head = head / (state_heads / static_cast<int>(shape.key_heads));
@@ -116,32 +121,35 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
   const int batch = place / chunks, chunk = place % chunks, time = chunk * kChunk;
   const int64_t state_index = static_cast<int64_t>(batch * state_heads + head) * chunks + chunk;
   const int64_t at = state_index * kChunk;
-  const int count = static_cast<int>(shape.time) - time < kChunk ? static_cast<int>(shape.time) - time : kChunk;
+  const int count =
+      static_cast<int>(shape.time) - time < kChunk ? static_cast<int>(shape.time) - time : kChunk;
   const bool through_state = output_head % group == 0;
   const bool has_rows = p.has_rows[place] != 0;
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  load_tile<key_dim, kChunk, kThreads>(tiles.key, count,
-                                       [&](int row) { return token_row(p.key, batch, time + row, key_head); });
-  load_tile<value_dim, kChunk, kThreads>(tiles.value, count,
-                                         [&](int row) { return token_row(p.value, batch, time + row, head); });
+  load_tile<key_dim, kChunk, kThreads>(
+      tiles.key, count, [&](int row) { return token_row(p.key, batch, time + row, key_head); });
+  load_tile<value_dim, kChunk, kThreads>(
+      tiles.value, count, [&](int row) { return token_row(p.value, batch, time + row, head); });
   load_floats(tiles.cumulative, p.decay.cumulative + 2 * at, 2 * kChunk);
   load_floats(tiles.step, p.decay.step + at, kChunk);
   load_floats(tiles.weight, p.decay.weight + at, kChunk);
   load_floats(tiles.gamma, p.decay.gamma + at, kChunk);
   if (has_rows) {
-    if (thread < kChunk) tiles.row[thread] = thread < count ? p.row_of[batch * shape.time + time + thread] : -1;
+    if (thread < kChunk)
+      tiles.row[thread] = thread < count ? p.row_of[batch * shape.time + time + thread] : -1;
     __syncthreads();
-    load_rows<key_dim, kChunk, kThreads>(tiles.query, p.query.data, [&](int row) -> const bf16* {
+    load_rows<key_dim, kChunk, kThreads>(tiles.query, p.query.data, [&](int row, int) -> const bf16* {
       return tiles.row[row] >= 0 ? packed_row(p.query, tiles.row[row], query_head) : nullptr;
     });
-    load_rows<value_dim, kChunk, kThreads>(tiles.d_output, p.d_output.data, [&](int row) -> const bf16* {
+    load_rows<value_dim, kChunk, kThreads>(tiles.d_output, p.d_output.data, [&](int row, int) -> const bf16* {
       return tiles.row[row] >= 0 ? packed_row(p.d_output, tiles.row[row], output_head) : nullptr;
     });
   }
   commit_copies();
   const bf16* state = static_cast<const bf16*>(p.states) + state_index * (key_dim * value_dim);
-  load_tile<value_dim, key_dim, kThreads>(tiles.state, key_dim, [&](int row) { return state + row * value_dim; });
+  load_tile<value_dim, key_dim, kThreads>(tiles.state, key_dim,
+                                          [&](int row) { return state + row * value_dim; });
   commit_copies();
   wait_copies<1>();
   __syncthreads();
@@ -230,7 +238,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     for (int i = thread; i < key_dim * units; i += kThreads) {
       auto* unit = reinterpret_cast<uint4*>(tiles.state.unit(i / units, i % units * 8));
       const uint4 before = *unit, after = *reinterpret_cast<const uint4*>(d_state + 8 * i);
-      const uint32_t x[4] = {before.x, before.y, before.z, before.w}, y[4] = {after.x, after.y, after.z, after.w};
+      const uint32_t x[4] = {before.x, before.y, before.z, before.w},
+                     y[4] = {after.x, after.y, after.z, after.w};
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float2 first = unpack(x[e]), second = unpack(y[e]);
@@ -243,7 +252,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
 
   const auto token_offset = [&](const cpu::RowView& view) {
     return [&](int row) -> int64_t {
-      return m0 + row < count ? batch * view.batch + (time + m0 + row) * view.time + output_head * view.head : -1;
+      return m0 + row < count ? batch * view.batch + (time + m0 + row) * view.time + output_head * view.head
+                              : -1;
     };
   };
   {  // (ρ Δ) ⊙ (V dS'ᵀ) + dQKᵀ Q
@@ -268,7 +278,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          const int row = m0 + 16 * i + g + 8 * half, column = kChunk / kWarpColumns * warp_column + 8 * j + 2 * t;
+          const int row = m0 + 16 * i + g + 8 * half,
+                    column = kChunk / kWarpColumns * warp_column + 8 * j + 2 * t;
           *reinterpret_cast<uint32_t*>(tiles.scores.at(row, column)) = scores_kept[i][half][j];
         }
     __syncthreads();
@@ -286,8 +297,10 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     }
     if (has_rows) {
       if (warp_row == 0)
-        multiply<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0, 0, 32);
-      multiply<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0, 32, 64);
+        multiply<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0, 0,
+                                                         32);
+      multiply<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0, 32,
+                                                       64);
       if (p.skip != nullptr) {
         const float skip = p.skip[output_head];
         d_value.for_pairs([&](int row, int column, float& first, float& second) {
@@ -314,7 +327,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     const int i = 2 * lane + e;
     if (has_rows) {
       const float column = sum_over_chunk(tiles.column_sums, 2, i);
-      later[e] = sum_over_chunk(tiles.row_sums, 4, i) - tiles.step[i] * column + sum_over_chunk(tiles.query_dots, 4, i);
+      later[e] = sum_over_chunk(tiles.row_sums, 4, i) - tiles.step[i] * column +
+                 sum_over_chunk(tiles.query_dots, 4, i);
       d_step[e] = column + tiles.diagonal[i];
     }
     if (through_state) {
@@ -344,7 +358,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     p.d_log_decay[to] = d_log_decay[e];
     p.d_step[to] = d_step[e];
   }
-  if (lane == 0 && p.d_skip != nullptr) p.d_skip[static_cast<int64_t>(place) * output_heads + output_head] = skip_total;
+  if (lane == 0 && p.d_skip != nullptr)
+    p.d_skip[static_cast<int64_t>(place) * output_heads + output_head] = skip_total;
 }
 
 }  // namespace
@@ -352,7 +367,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
 void ssd_gradient(const SsdGradient& a, void* stream) {
   const dim3 grid(static_cast<unsigned>(a.shape.batch * a.shape.chunks * a.shape.output_heads));
   with_dimensions(a.shape, [&](auto key_dim, auto value_dim) {
-    launch<gradient_kernel<key_dim, value_dim>>(grid, kThreads, GradientTiles<key_dim, value_dim>::bytes, stream, a);
+    launch<gradient_kernel<key_dim, value_dim>>(grid, kThreads, GradientTiles<key_dim, value_dim>::bytes,
+                                                stream, a);
   });
 }
 

@@ -38,30 +38,34 @@ template <int key_dim, int value_dim>
 __global__ void __launch_bounds__(kThreads, 2) output_kernel(const SsdOutput p) {
   const OutputTiles<key_dim, value_dim> tiles(shared_memory());
   const cpu::MixerShape& shape = p.shape;
-  const int output_heads = static_cast<int>(shape.output_heads), state_heads = static_cast<int>(shape.state_heads);
+  const int output_heads = static_cast<int>(shape.output_heads),
+            state_heads = static_cast<int>(shape.state_heads);
   const int output_head = static_cast<int>(blockIdx.x) % output_heads;
   const int head = output_head / (output_heads / state_heads);
   const int key_head = head / (state_heads / static_cast<int>(shape.key_heads));
   const int query_head = output_head / (output_heads / static_cast<int>(shape.query_heads));
-  const int place = p.active[static_cast<int>(blockIdx.x) / output_heads], chunks = static_cast<int>(shape.chunks);
+  const int place = p.active[static_cast<int>(blockIdx.x) / output_heads],
+            chunks = static_cast<int>(shape.chunks);
   const int batch = place / chunks, chunk = place % chunks, time = chunk * kChunk;
   const int64_t state_index = static_cast<int64_t>(batch * state_heads + head) * chunks + chunk;
-  const int count = static_cast<int>(shape.time) - time < kChunk ? static_cast<int>(shape.time) - time : kChunk;
+  const int count =
+      static_cast<int>(shape.time) - time < kChunk ? static_cast<int>(shape.time) - time : kChunk;
 
   const int thread = static_cast<int>(threadIdx.x);
-  load_tile<key_dim, kChunk, kThreads>(tiles.key, count,
-                                       [&](int row) { return token_row(p.key, batch, time + row, key_head); });
+  load_tile<key_dim, kChunk, kThreads>(
+      tiles.key, count, [&](int row) { return token_row(p.key, batch, time + row, key_head); });
   const int64_t at = state_index * kChunk;
   load_floats(tiles.cumulative, p.decay.cumulative + 2 * at, 2 * kChunk);
   load_floats(tiles.step, p.decay.step + at, kChunk);
   if (thread < kChunk) tiles.row[thread] = thread < count ? p.row_of[batch * shape.time + time + thread] : -1;
   __syncthreads();
-  load_rows<key_dim, kChunk, kThreads>(tiles.query, p.query.data, [&](int row) -> const bf16* {
+  load_rows<key_dim, kChunk, kThreads>(tiles.query, p.query.data, [&](int row, int) -> const bf16* {
     return tiles.row[row] >= 0 ? packed_row(p.query, tiles.row[row], query_head) : nullptr;
   });
   commit_copies();
   const bf16* state = static_cast<const bf16*>(p.states) + state_index * (key_dim * value_dim);
-  load_tile<value_dim, key_dim, kThreads>(tiles.state, key_dim, [&](int row) { return state + row * value_dim; });
+  load_tile<value_dim, key_dim, kThreads>(tiles.state, key_dim,
+                                          [&](int row) { return state + row * value_dim; });
   commit_copies();
   wait_copies<1>();
   __syncthreads();
@@ -94,8 +98,8 @@ __global__ void __launch_bounds__(kThreads, 2) output_kernel(const SsdOutput p) 
     }
   }
   __syncthreads();  // the key is read
-  load_tile<value_dim, kChunk, kThreads>(tiles.value, count,
-                                         [&](int row) { return token_row(p.value, batch, time + row, head); });
+  load_tile<value_dim, kChunk, kThreads>(
+      tiles.value, count, [&](int row) { return token_row(p.value, batch, time + row, head); });
   commit_copies();
   wait_copies<1>();
   __syncthreads();
@@ -148,7 +152,8 @@ __global__ void __launch_bounds__(kThreads, 2) output_kernel(const SsdOutput p) 
 void ssd_output(const SsdOutput& a, void* stream) {
   const dim3 grid(static_cast<unsigned>(a.active_count * a.shape.output_heads));
   with_dimensions(a.shape, [&](auto key_dim, auto value_dim) {
-    launch<output_kernel<key_dim, value_dim>>(grid, kThreads, OutputTiles<key_dim, value_dim>::bytes, stream, a);
+    launch<output_kernel<key_dim, value_dim>>(grid, kThreads, OutputTiles<key_dim, value_dim>::bytes, stream,
+                                              a);
   });
 }
 

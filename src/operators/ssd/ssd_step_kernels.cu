@@ -8,9 +8,9 @@ namespace oryx::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kColumns = 32;                           // of the state that a block holds
-constexpr int kColumnLanes = kColumns / 4;             // four columns a thread
-constexpr int kRowGroups = kThreads / kColumnLanes;    // rows that lie between two rows of a thread
+constexpr int kColumns = 32;                         // of the state that a block holds
+constexpr int kColumnLanes = kColumns / 4;           // four columns a thread
+constexpr int kRowGroups = kThreads / kColumnLanes;  // rows that lie between two rows of a thread
 constexpr int kWarps = kThreads / 32;
 
 template <typename Element>
@@ -71,7 +71,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const SsdSteps p) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
 #pragma unroll
-        for (int mask = kColumnLanes; mask < 32; mask *= 2) sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], mask);
+        for (int mask = kColumnLanes; mask < 32; mask *= 2)
+          sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], mask);
         if (lane < kColumnLanes) parts[buffer][warp][lane * 4 + j] = sum[j];
       }
       __syncthreads();
@@ -82,7 +83,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const SsdSteps p) {
         if (p.skip != nullptr) {
           total += p.skip[output_head] * load<Element>(p.value, value_at - column + at_column);
         }
-        static_cast<Element*>(p.output.data)[packed * p.output.time + output_head * p.output.head + at_column] =
+        static_cast<Element*>(
+            p.output.data)[packed * p.output.time + output_head * p.output.head + at_column] =
             static_cast<Element>(total);
       }
       buffer ^= 1;  // the next sums may come before these are read

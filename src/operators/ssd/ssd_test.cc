@@ -33,7 +33,8 @@ TEST(Ssd, ComposedChunksAreTheRecurrenceInFloat64) {
   for (const MixerCase& c : mixer_cases()) {
     const MixerTensors x = draw(c, at::kDouble, 1, false);
     const auto composed = [&](const MixerTensors& y) {
-      return ssd_chunked(y.query, y.key, y.value, y.log_decay, y.step, y.skip, y.spans, y.initial_state, c.chunk);
+      return ssd_chunked(y.query, y.key, y.value, y.log_decay, y.step, y.skip, y.spans, y.initial_state,
+                         c.chunk);
     };
     expect_near(
         evaluate(composed, x, at::kDouble, true), evaluate(recurrent, x, at::kDouble, true),

@@ -1,3 +1,4 @@
+#include <iterator>
 #include <type_traits>
 
 #include "operators/ssd/ssd_device.h"
@@ -9,12 +10,12 @@ namespace {
 
 constexpr int kDecayThreads = 128;
 
-// One warp a chunk: a prefix sum in float64, because behind a token with a decay of e^−5000 a float would leave three
-// digits of the differences.
+// One warp a chunk: a prefix sum in float64, because behind a token with a decay of e^−5000 a float would
+// leave three digits of the differences.
 template <int chunk>
 __global__ void __launch_bounds__(kDecayThreads) decay_kernel(const SsdDecayArguments p) {
-  constexpr int own = chunk / 32;              // neighbouring tokens of a lane
-  constexpr int step_lanes = kSsdStep / own;   // lanes of a step
+  constexpr int own = chunk / 32;             // neighbouring tokens of a lane
+  constexpr int step_lanes = kSsdStep / own;  // lanes of a step
   const int64_t heads = p.shape.state_heads, time = p.shape.time, chunks = p.shape.chunks;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (kDecayThreads / 32) + threadIdx.x / 32;
@@ -59,7 +60,8 @@ constexpr int kSlice = 64;  // columns of the state that a block holds
 
 template <int key_dim>
 struct WalkStage {
-  static constexpr size_t left_bytes = Tile<key_dim>::bytes(kSsdStep), right_bytes = Tile<kSlice>::bytes(kSsdStep);
+  static constexpr size_t left_bytes = Tile<key_dim>::bytes(kSsdStep),
+                          right_bytes = Tile<kSlice>::bytes(kSsdStep);
   static constexpr size_t bytes = left_bytes + right_bytes + 1024;
   Tile<key_dim> left;
   Tile<kSlice> right;
@@ -73,10 +75,11 @@ struct WalkStage {
         factor(weight + kSsdStep) {}
 };
 
-// sum += Leftᵀ (weight ⊙ Right) for rows m0 … of the state. The weights go to the left operand: its fragments belong to
-// one warp only.
+// sum += Leftᵀ (weight ⊙ Right) for rows m0 … of the state. The weights go to the left operand: its fragments
+// belong to one warp only.
 template <int row_tiles, int key_dim>
-__device__ inline void add_weighted(Accumulator<row_tiles, kSlice / 8>& sum, const WalkStage<key_dim>& stage, int m0) {
+__device__ inline void add_weighted(Accumulator<row_tiles, kSlice / 8>& sum, const WalkStage<key_dim>& stage,
+                                    int m0) {
   const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int k = 0; k < kSsdStep; k += 16) {
@@ -133,6 +136,24 @@ __global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(
     if constexpr (is_reverse) return p.has_rows[batch * steps + step] != 0;
     return static_cast<int64_t>(step) * kSsdStep < shape.time;
   };
+  // Reverse: the packed rows that this thread copies for the next item, read while the last one is worked on.
+  constexpr int left_units = key_dim / 8, right_units = kSlice / 8;
+  int32_t left_rows[kSsdStep * left_units / kWalkThreads], right_rows[kSsdStep * right_units / kWalkThreads];
+  const auto find_rows = [&](int item) {
+    if (!is_reverse || item >= items) return;
+    const int64_t time = static_cast<int64_t>(step_of(item)) * kSsdStep;
+    const auto find = [&](auto& rows, int first, int apart) {
+#pragma unroll
+      for (int pass = 0; pass < static_cast<int>(std::size(rows)); ++pass) {
+        const int64_t at = time + first + pass * apart;
+        rows[pass] = at < shape.time ? p.row_of[batch * shape.time + at] : -1;
+      }
+    };
+    find(left_rows, static_cast<int>(threadIdx.x) / left_units, kWalkThreads / left_units);
+    find(right_rows, static_cast<int>(threadIdx.x) / right_units, kWalkThreads / right_units);
+  };
+  const int key_head = static_cast<int>(head) / static_cast<int>(shape.state_heads / shape.key_heads);
+  const int query_readers = static_cast<int>(shape.output_heads / shape.query_heads);
   const auto load = [&](int item) {
     if (item < items) {
       const WalkStage<key_dim> stage = stage_at(item);
@@ -140,25 +161,22 @@ __global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(
       const int64_t time = static_cast<int64_t>(step) * kSsdStep, valid = shape.time - time;
       if (has_product(step)) {
         if constexpr (is_reverse) {
-          const int64_t output_head = head * group + item % group;
-          const int64_t query_head = output_head / (shape.output_heads / shape.query_heads);
-          const int32_t* rows = p.row_of + batch * shape.time + time;
-          const auto pointer = [&](const cpu::RowView& view, int64_t view_head, int column) {
-            return [=, &view](int row) -> const bf16* {
-              const int32_t packed = row < valid ? rows[row] : -1;
-              return packed >= 0 ? packed_row(view, packed, view_head) + column : nullptr;
-            };
-          };
-          load_rows<key_dim, kSsdStep, kWalkThreads>(stage.left, p.left.data, pointer(p.left, query_head, 0));
-          load_rows<kSlice, kSsdStep, kWalkThreads>(stage.right, p.right.data,
-                                                    pointer(p.right, output_head, column0));
+          const int output_head = static_cast<int>(head) * group + item % group;
+          const int query_head = output_head / query_readers;
+          load_rows<key_dim, kSsdStep, kWalkThreads>(stage.left, p.left.data, [&](int, int pass) {
+            return left_rows[pass] >= 0 ? packed_row(p.left, left_rows[pass], query_head) : nullptr;
+          });
+          load_rows<kSlice, kSsdStep, kWalkThreads>(stage.right, p.right.data, [&](int, int pass) {
+            return right_rows[pass] >= 0 ? packed_row(p.right, right_rows[pass], output_head) + column0
+                                         : nullptr;
+          });
         } else {
-          const int64_t key_head = head / (shape.state_heads / shape.key_heads);
           const int count = valid < kSsdStep ? static_cast<int>(valid) : kSsdStep;
           load_tile<key_dim, kSsdStep, kWalkThreads>(
               stage.left, count, [&](int row) { return token_row(p.left, batch, time + row, key_head); });
-          load_tile<kSlice, kSsdStep, kWalkThreads>(
-              stage.right, count, [&](int row) { return token_row(p.right, batch, time + row, head) + column0; });
+          load_tile<kSlice, kSsdStep, kWalkThreads>(stage.right, count, [&](int row) {
+            return token_row(p.right, batch, time + row, head) + column0;
+          });
         }
       }
       const int64_t at = stream * padded_time + time;
@@ -166,8 +184,10 @@ __global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(
       load_floats(stage.factor, p.gamma + at + kSsdStep - 4, 4);
     }
     commit_copies();
+    find_rows(item + 1);
   };
 
+  find_rows(0);
   load(0);
   load(1);
   const int m0 = static_cast<int>(threadIdx.x) / 32 * 16 * row_tiles;
