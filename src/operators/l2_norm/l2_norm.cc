@@ -6,7 +6,9 @@
 
 #include "base/error.h"
 #include "operators/activations.h"
+#include "operators/device/runtime.h"
 #include "operators/l2_norm/l2_norm_cpu.h"
+#include "operators/prepare_heads/prepare_heads_cuda.h"
 
 namespace oryx::operators {
 
@@ -24,9 +26,12 @@ L2NormInput describe(const at::Tensor& x) {
           .head_stride = x.stride(1)};
 }
 
-at::Tensor forward_kernel(const at::Tensor& x, double eps, void* scale) {
+at::Tensor forward_kernel(const at::Tensor& x, double eps, const at::Tensor& scale) {
+  if (cuda::serves(x))
+    return cuda::prepare_heads_forward(x.unsqueeze(0), {.l2 = true, .eps = eps}, scale).squeeze(0);
   at::Tensor y = at::empty(x.sizes(), x.options());
-  cpu::l2_norm_forward({describe(x), eps, y.mutable_data_ptr(), scale});
+  cpu::l2_norm_forward(
+      {describe(x), eps, y.mutable_data_ptr(), scale.defined() ? scale.mutable_data_ptr() : nullptr});
   return y;
 }
 
@@ -35,12 +40,17 @@ class L2Norm : public torch::autograd::Function<L2Norm> {
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, double eps) {
     at::Tensor scale = at::empty({x.size(0), x.size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
     context->save_for_backward({x, scale});
-    return forward_kernel(x, eps, scale.mutable_data_ptr());
+    return forward_kernel(x, eps, scale);
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
     const at::Tensor &x = saved[0], dy = grads[0].contiguous();
+    if (cuda::serves(x)) {
+      return {
+          cuda::prepare_heads_backward(x.unsqueeze(0), {.l2 = true}, saved[1], dy.unsqueeze(0)).squeeze(0),
+          {}};
+    }
     at::Tensor dx = at::empty(x.sizes(), x.options());
     cpu::l2_norm_backward(
         {describe(x), saved[1].const_data_ptr(), dy.const_data_ptr(), dx.mutable_data_ptr()});
@@ -53,14 +63,14 @@ at::Tensor l2_norm(const at::Tensor& x, double eps) {
   expect(x.dim() >= 1 && x.size(-1) > 0,
          "[l2_norm] expected x [..., D] with D > 0, got {} dimensions and {} elements", x.dim(), x.numel());
   expect_activations("l2_norm", "x", x);
-  if (!x.is_cpu()) return l2_norm_reference(x, eps);
+  if (!x.is_cpu() && !cuda::serves(x)) return l2_norm_reference(x, eps);
 
   // [rows, heads, D]: a slice of the heads of a fused projection is read where it lies.
   const int64_t heads = x.dim() >= 2 ? x.size(-2) : 1, dim = x.size(-1);
   const at::Tensor vectors =
       contiguous_rows(heads > 0 ? x.reshape({-1, heads, dim}) : x.reshape({0, 1, dim}));
   const at::Tensor y =
-      needs_gradient({vectors}) ? L2Norm::apply(vectors, eps) : forward_kernel(vectors, eps, nullptr);
+      needs_gradient({vectors}) ? L2Norm::apply(vectors, eps) : forward_kernel(vectors, eps, {});
   return y.view(x.sizes());
 }
 

@@ -7,6 +7,8 @@
 #include "base/error.h"
 #include "base/shapes.h"
 #include "operators/activations.h"
+#include "operators/device/runtime.h"
+#include "operators/prepare_heads/prepare_heads_cuda.h"
 #include "operators/rotary/rotary_cpu.h"
 
 namespace oryx::operators {
@@ -17,6 +19,8 @@ using torch::autograd::variable_list;
 
 // x [batch, time, heads, dim]; the rows of [rows, heads, dim] are one batch.
 at::Tensor kernel(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine, bool backwards) {
+  if (cuda::serves(x))
+    return cuda::prepare_heads_forward(x, {.cosine = cosine, .sine = sine, .backwards = backwards}, {});
   at::Tensor y = at::empty(x.sizes(), x.options());
   cpu::rotate({.dtype = x.scalar_type(),
                .batch = x.size(0),
@@ -78,7 +82,7 @@ at::Tensor rotary(const at::Tensor& x, const at::Tensor& cosine, const at::Tenso
   expect(cosine.size(0) > 0 && rows % cosine.size(0) == 0,
          "[rotary] expected a number of table rows that divides the {} rows of x, got {}", rows,
          cosine.size(0));
-  if (!x.is_cpu()) return rotary_reference(x, cosine, sine);
+  if (!x.is_cpu() && !cuda::serves(x)) return rotary_reference(x, cosine, sine);
 
   const at::Tensor given = contiguous_rows(x.dim() == 3 ? x.unsqueeze(0) : x);
   const at::Tensor c = cosine.contiguous(), s = sine.contiguous();
