@@ -5,6 +5,8 @@
 #include <torch/library.h>
 
 #include "base/error.h"
+#include "operators/device/runtime.h"
+#include "operators/merge_rows/merge_rows_cuda.h"
 
 namespace oryx::operators {
 
@@ -13,10 +15,22 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+bool takes_kernel(const at::Tensor& tensor) { return cuda::serves(tensor) && tensor.element_size() >= 2; }
+
+variable_list contiguous(at::TensorList tensors) {
+  variable_list result;
+  for (const at::Tensor& t : tensors) result.push_back(t.contiguous());
+  return result;
+}
+
 at::Tensor merge(at::TensorList parts, at::TensorList rows, int64_t count) {
   std::vector<int64_t> sizes = parts[0].sizes().vec();
   sizes[0] = count;
   at::Tensor merged = at::empty(sizes, parts[0].options());
+  if (takes_kernel(merged)) {
+    cuda::merge_rows(contiguous(parts), contiguous(rows), merged, /*scatter=*/true);
+    return merged;
+  }
   for (size_t i = 0; i < parts.size(); ++i) merged.index_copy_(0, rows[i], parts[i]);
   return merged;
 }
@@ -32,7 +46,17 @@ class MergeRows : public torch::autograd::Function<MergeRows> {
   static variable_list backward(AutogradContext* context, variable_list gradients) {
     const variable_list rows = context->get_saved_variables();
     variable_list result;
-    for (const at::Tensor& selected : rows) result.push_back(gradients[0].index_select(0, selected));
+    if (takes_kernel(gradients[0])) {
+      const at::Tensor whole = gradients[0].contiguous();
+      std::vector<int64_t> sizes = whole.sizes().vec();
+      for (const at::Tensor& selected : rows) {
+        sizes[0] = selected.numel();
+        result.push_back(at::empty(sizes, whole.options()));
+      }
+      cuda::merge_rows(result, contiguous(rows), whole, /*scatter=*/false);
+    } else {
+      for (const at::Tensor& selected : rows) result.push_back(gradients[0].index_select(0, selected));
+    }
     result.resize(rows.size() + 2);  // rows and count have no gradient
     return result;
   }
@@ -47,6 +71,9 @@ at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count) 
   for (size_t i = 0; i < parts.size(); ++i) {
     expect(parts[i].size(0) == rows[i].numel(), "[merge_rows] expected part {} of {} rows, got {}", i,
            rows[i].numel(), parts[i].size(0));
+    expect(parts[i].sizes().slice(1) == parts[0].sizes().slice(1) &&
+               parts[i].scalar_type() == parts[0].scalar_type(),
+           "[merge_rows] expected part {} with rows like those of part 0", i);
     total += parts[i].size(0);
   }
   expect(total == count, "[merge_rows] expected {} rows in all, got {}", count, total);
