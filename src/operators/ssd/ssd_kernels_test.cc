@@ -49,8 +49,9 @@ std::vector<MixerCase> cases() {
   all.push_back({1, 70, 1, 1, 1, 128, 128, 64, Decay::mild, Step::random, Spans::all});
   all.push_back({1, 130, 1, 1, 1, 64, 128, 64});
   all.push_back({1, 130, 1, 1, 1, 128, 64, 64, Decay::none, Step::one, Spans::all, false});
-  all.push_back({2, 70, 4, 1, 2, 64, 64, 64});  // Hq > Hv > Hk
-  all.push_back({1, 70, 1, 2, 4, 64, 64, 64});  // Hq < Hk < Hv
+  all.push_back({2, 70, 4, 1, 2, 64, 64, 64});   // Hq > Hv > Hk
+  all.push_back({1, 70, 1, 2, 4, 64, 64, 64});   // Hq < Hk < Hv
+  all.push_back({1, 270, 2, 1, 1, 64, 64, 64});  // several segments of a state with two readers
   for (const Decay decay : {Decay::none, Decay::strong, Decay::mixed}) {
     all.push_back(
         {1, 200, 1, 1, 1, 64, 64, 64, decay, Step::random, Spans::all, true, decay == Decay::mixed});
@@ -160,6 +161,31 @@ TEST(SsdKernels, RepeatBitForBit) {
     });
     if (repeat == 0) first = got;
     for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i].value.equal(first[i].value)) << got[i].name;
+  }
+}
+
+// Keys and values as parts of one projection, with rows at multiples of 16 bytes and elsewhere.
+TEST(SsdKernels, StridedRowsAreTheSame) {
+  const c10::NoGradGuard no_grad;
+  const MixerCase c{2, 70, 2, 2, 2, 64, 64, 64};
+  const MixerTensors x = convert(draw(c, at::kBFloat16, 9, false), at::kBFloat16);
+  const auto run = [](const MixerTensors& y) {
+    return with_kernels([&] {
+      const auto [output, state] = on_device(&ssd)(y);
+      return std::vector{output, state};
+    });
+  };
+  const auto want = run(x);
+  for (const int64_t gap : {0, 4}) {
+    MixerTensors y = x;
+    const at::Tensor between = x.key.narrow(3, 0, gap);
+    const at::Tensor both =
+        at::cat({between, x.key, x.value}, 3).transpose(1, 2).contiguous().transpose(1, 2);
+    y.key = both.narrow(3, gap, c.key_dim);
+    y.value = both.narrow(3, gap + c.key_dim, c.value_dim);
+    y.query = at::cat({x.query, x.query}, 2).narrow(2, 0, c.key_dim);
+    const auto got = run(y);
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_TRUE(got[i].equal(want[i])) << "gap " << gap;
   }
 }
 
