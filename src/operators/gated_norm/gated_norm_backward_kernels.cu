@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(norm_threads, norm_blocks(vectors))
   __shared__ A scratch[2 * norm_threads / 32];
   Team<A> team(p.team, scratch);
   const int group = static_cast<int>(p.group);
-  const int items = static_cast<int>(p.rows * (p.channels / p.group)), teams = norm_threads / p.team;
+  const int items = static_cast<int>(p.rows * p.groups), teams = norm_threads / p.team;
   const int step = static_cast<int>(gridDim.x) * teams;
   const A* weights = static_cast<const A*>(p.weight);
   Vector<T, n> dweight[vectors];
@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(norm_threads, norm_blocks(vectors))
   for (int first = static_cast<int>(blockIdx.x) * teams; first < items; first += step) {
     const int item = first + team.index;
     const bool valid = item < items;
-    const NormItem<T> at(p, valid ? item : 0);
+    const NormItem at(p, valid ? item : 0);
     const int end = valid ? group : 0;
     Raw<T, n> x[vectors], gate[vectors], dy[vectors], dsum[vectors];
 #pragma unroll
@@ -132,11 +132,11 @@ __global__ void __launch_bounds__(norm_threads) norm_backward_general_kernel(con
   using A = Wide<T>;
   __shared__ A scratch[2 * norm_threads / 32];
   Team<A> team(norm_threads, scratch);
-  const int64_t items = p.rows * (p.channels / p.group);
+  const int64_t items = p.rows * p.groups;
   A* dweight = static_cast<A*>(p.partials) + blockIdx.x * p.group;
   for (int64_t c = team.lane; c < p.group; c += norm_threads) dweight[c] = 0;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const NormItem<T> at(p, item);
+    const NormItem at(p, item);
     const A rstd = static_cast<const A*>(p.rstd)[item];
     const auto element = [](const void* base, int64_t offset) {
       return load<1>(static_cast<const T*>(base) + offset)[0];
@@ -170,7 +170,7 @@ int64_t norm_backward_blocks(const NormTensors& tensors, int multiprocessors) {
 
 void norm_backward(const NormTensors& tensors, int multiprocessors, void* stream) {
   const NormLayout layout = norm_layout(tensors);
-  const NormArguments arguments{tensors, layout.size};
+  const NormArguments arguments{tensors, layout.size, tensors.channels / tensors.group};
   const int64_t blocks = norm_grid(tensors, layout, multiprocessors);
   with_norm_kernel(tensors, layout.vectors, [&]<typename T, Norm mode, int vectors>() {
     const dim3 grid(static_cast<unsigned>(blocks));

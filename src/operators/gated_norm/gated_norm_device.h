@@ -54,17 +54,18 @@ inline int64_t norm_grid(const NormTensors& t, NormLayout layout, int multiproce
 
 struct NormArguments : NormTensors {
   int team;
+  int64_t groups;  // of a row
 };
 
-// Addresses of item `item`.
-template <typename T>
+// Addresses of item `item`; Index is int where that is known to hold it, for a cheap division.
 struct NormItem {
   int64_t x, gate, update, dense;  // offsets in elements
 
-  __device__ NormItem(const NormTensors& p, int64_t item) {
-    const int64_t groups = p.channels / p.group;
-    const int64_t row = groups == 1 ? item : item / groups,
-                  column = groups == 1 ? 0 : item % groups * p.group;
+  template <typename Index>
+  __device__ NormItem(const NormArguments& p, Index item) {
+    const Index groups = static_cast<Index>(p.groups);
+    const int64_t row = groups == 1 ? item : item / groups;
+    const int64_t column = groups == 1 ? 0 : item % groups * p.group;
     x = row * p.x_stride + column;
     gate = row * p.gate_stride + column;
     update = row * p.update_stride + column;

@@ -30,13 +30,13 @@ __global__ void __launch_bounds__(norm_threads, norm_blocks(vectors))
   __shared__ A scratch[2 * norm_threads / 32];
   Team<A> team(p.team, scratch);
   const int group = static_cast<int>(p.group);
-  const int items = static_cast<int>(p.rows * (p.channels / p.group)), teams = norm_threads / p.team;
+  const int items = static_cast<int>(p.rows * p.groups), teams = norm_threads / p.team;
   const int step = static_cast<int>(gridDim.x) * teams;
   // Whole blocks go round together: the sums below need every thread of a warp.
   for (int first = static_cast<int>(blockIdx.x) * teams; first < items; first += step) {
     const int item = first + team.index;
     const bool valid = item < items;
-    const NormItem<T> at(p, valid ? item : 0);
+    const NormItem at(p, valid ? item : 0);
     const int end = valid ? group : 0;
     Raw<T, n> x[vectors], other[vectors];
     Vector<T, n> u[vectors];
@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(norm_threads) norm_forward_general_kernel(cons
   using A = Wide<T>;
   __shared__ A scratch[2 * norm_threads / 32];
   Team<A> team(norm_threads, scratch);
-  const int64_t items = p.rows * (p.channels / p.group);
+  const int64_t items = p.rows * p.groups;
   for (int64_t item = blockIdx.x; item < items; item += gridDim.x) {
-    const NormItem<T> at(p, item);
+    const NormItem at(p, item);
     const T *x = static_cast<const T*>(p.x) + at.x, *gate = static_cast<const T*>(p.gate) + at.gate;
     T* sum = static_cast<T*>(p.sum) + at.dense;
     A squares = 0;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(norm_threads) norm_forward_general_kernel(cons
 
 void norm_forward(const NormTensors& tensors, int multiprocessors, void* stream) {
   const NormLayout layout = norm_layout(tensors);
-  const NormArguments arguments{tensors, layout.size};
+  const NormArguments arguments{tensors, layout.size, tensors.channels / tensors.group};
   const dim3 grid(static_cast<unsigned>(norm_grid(tensors, layout, multiprocessors)));
   with_norm_kernel(tensors, layout.vectors, [&]<typename T, Norm mode, int vectors>() {
     if constexpr (vectors == 0) {

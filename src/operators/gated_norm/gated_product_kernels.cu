@@ -19,7 +19,11 @@ __global__ void __launch_bounds__(norm_threads) product_kernel(const NormTensors
   for (int k = 0; k < kUnroll; ++k) {
     const int64_t index = first + k * norm_threads;
     if (index >= total) continue;
-    const int64_t row = index / row_vectors, column = index % row_vectors * n;
+    // 64-bit division would cost as much as the rest.
+    const bool is_small = index < (int64_t{1} << 32);
+    const int64_t row =
+        is_small ? static_cast<uint32_t>(index) / static_cast<uint32_t>(row_vectors) : index / row_vectors;
+    const int64_t column = (index - row * row_vectors) * n;
     x[k] = load_raw<n>(static_cast<const T*>(p.x) + row * p.x_stride + column);
     gate[k] = load_raw<n>(static_cast<const T*>(p.gate) + row * p.gate_stride + column);
     if constexpr (backward) dy[k] = load_raw<n>(static_cast<const T*>(p.dy) + index * n);
