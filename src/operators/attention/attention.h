@@ -24,8 +24,18 @@ namespace oryx::operators {
 // where the BLAS computes a row of a product alike for every number of rows (MKL's AVX-512 kernels do), a
 // row's output is bitwise the same however the sequence was cut, whatever its neighbours. A sequence with one
 // row (decoding) takes a path of its own: bitwise independent of its neighbours and the number of threads
-// too, equal to the other path up to rounding. Throws Error on other shapes, dtypes or spans outside the
-// tensors.
+// too, equal to the other path up to rounding.
+//
+// On a GPU (compute capability 8.0 and up) kernels serve bfloat16 with Dk = Dv of 64 or 128, and float32
+// where every sequence has one row and no gradient is asked for. They are deterministic, and a row's output
+// is the same bits however its sequence was cut and whatever its neighbours, except that a sequence with one
+// row takes a path of its own there too (which keeps the probabilities in float32). Where the rows are most
+// of the tokens and every sequence uses as many positions, a library (cuDNN, else PyTorch's flash attention)
+// computes all tokens instead: faster, but how it sums the gradients is its own affair; at::globalContext()'s
+// deterministic algorithms keep to the kernels. Other dtypes and head dimensions take composed operations,
+// whose backward pass keeps the probabilities. Nothing waits for the device.
+//
+// Throws Error on other shapes, dtypes or spans outside the tensors.
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
                      const at::Tensor& spans, double scale);
 

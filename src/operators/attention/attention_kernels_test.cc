@@ -268,6 +268,26 @@ TEST(AttentionForward, SurvivesExtremeScores) {
   }
 }
 
+// Most of the tokens of sequences of one length: all are computed. A few, or sequences of different lengths:
+// rows.
+TEST(AttentionWays, TheFasterIsTaken) {
+  const auto same_as = [](const Spans& spans, AttentionWay way) {
+    const Case c{"", 2, 256, 1, 1, 64, spans};
+    const Inputs in = inputs_of(c);
+    const auto got = testing::with_kernels([&] {
+      const at::Tensor table = tensor_of(spans);
+      return std::vector<at::Tensor>{attention_cuda(in.query, in.key, in.value, table, c.scale()),
+                                     attention_cuda(in.query, in.key, in.value, table, c.scale(), way)};
+    });
+    return at::equal(got[0], got[1]);
+  };
+  EXPECT_TRUE(same_as({{0, 0, 200}, {1, 0, 200}}, AttentionWay::dense));
+  EXPECT_TRUE(same_as({{0, 0, 256}, {1, 128, 256}}, AttentionWay::dense));
+  EXPECT_TRUE(same_as({{0, 0, 128}, {0, 128, 256}, {1, 0, 128}}, AttentionWay::rows));
+  EXPECT_TRUE(same_as({{0, 128, 256}, {1, 255, 256}}, AttentionWay::rows));
+  EXPECT_TRUE(same_as({{0, 0, 200}, {0, 0, 200}, {1, 0, 200}}, AttentionWay::rows));  // tokens twice
+}
+
 #ifndef ORYX_EMULATED
 TEST(AttentionKernelsOnGpu, RepeatBitwise) {
   Case c{"", 4, 1024, 8, 4, 128, {{0, 128, 512}, {1, 0, 1024}, {2, 896, 1024}, {3, 77, 78}}};
