@@ -72,11 +72,22 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const auto q_tile = [&](int n) { return Tile<dim>{ring + n % 2 * kTileRows * dim}; };
   const auto grad_tile = [&](int n) { return Tile<dim>{ring + (2 + n % 2) * kTileRows * dim}; };
 
-  // Step n is tile n / group and one of the query heads that read this key head.
-  const auto tile_of = [&](int n) { return p.tiles[block.first_tile + n / group]; };
-  const auto load = [&](int n) {
-    const QueryItem tile = tile_of(n);
-    const int head = key_head * group + n % group;
+  // A step is a tile and one of the query heads that read this key head; the parity of its number is its
+  // stage.
+  struct Step {
+    int tile, head;
+  };
+  const auto after = [&](Step step) {
+    return step.head + 1 < group ? Step{step.tile, step.head + 1} : Step{step.tile + 1, 0};
+  };
+  // What this thread brings for the next step: the first half the rows' statistics, the second their
+  // positions (as bits). Rows past the tile's end get no weight.
+  const int slot = static_cast<int>(threadIdx.x) % kTileRows;
+  const bool has_statistics = threadIdx.x < kTileRows;
+  float2 brought;
+  const auto load = [&](int n, Step step) {
+    const QueryItem tile = p.tiles[step.tile];
+    const int head = key_head * group + step.head;
     const int64_t stride = static_cast<int64_t>(heads) * dim;
     load_rows<kTileRows>(q_tile(n), tile.rows,
                          packed_row<dim>(static_cast<const bf16*>(p.in.query), tile.row, heads, head),
@@ -85,32 +96,23 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
                          packed_row<dim>(static_cast<const bf16*>(p.output_grad), tile.row, heads, head),
                          stride);
     commit_copies();
-  };
-  // The first half of the threads fetches statistics, the second positions; rows past the tile's end get no
-  // weight.
-  const int slot = static_cast<int>(threadIdx.x) % kTileRows;
-  const bool has_statistics = threadIdx.x < kTileRows;
-  float2 statistic = {INFINITY, 0.0f};
-  int position = -1;
-  const auto fetch = [&](int n) {
-    const QueryItem tile = tile_of(n);
-    statistic = {INFINITY, 0.0f}, position = -1;
-    if (slot >= tile.rows) return;
     const int64_t row = tile.row + slot;
     if (has_statistics) {
-      statistic = reinterpret_cast<const float2*>(p.statistics)[row * heads + key_head * group + n % group];
+      brought = {INFINITY, 0.0f};
+      if (slot < tile.rows) brought = reinterpret_cast<const float2*>(p.statistics)[row * heads + head];
     } else {
-      position = p.in.positions[row];
+      brought.x = __uint_as_float(slot < tile.rows ? static_cast<uint32_t>(p.in.positions[row]) : 0u);
     }
   };
   const auto deposit = [&](int n) {
     if (has_statistics) {
-      statistics[n % 2 * kTileRows + slot] = statistic;
+      statistics[n % 2 * kTileRows + slot] = brought;
     } else {
-      positions[n % 2 * kTileRows + slot] = position;
+      positions[n % 2 * kTileRows + slot] = static_cast<int>(__float_as_uint(brought.x));
     }
   };
 
+  Step step{block.first_tile, 0};
   const int steps = block.tiles * group;
   if (steps > 0) {
     const int valid = block.end - block.begin;
@@ -122,8 +124,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
                           rows_of(p.in.value, p.in.value_strides, block.sequence, key_head) +
                               block.begin * p.in.value_strides[1],
                           p.in.value_strides[1]);
-    load(0);
-    fetch(0);
+    load(0, step);
     deposit(0);
   }
 
@@ -138,11 +139,9 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   for (int n = 0; n < steps; ++n) {
     wait_copies<0>();
     __syncthreads();
-    if (n + 1 < steps) {
-      load(n + 1);
-      fetch(n + 1);
-    }
-    const QueryItem tile = tile_of(n);
+    const QueryItem tile = p.tiles[step.tile];
+    step = after(step);
+    if (n + 1 < steps) load(n + 1, step);
     if (tile.last >= first_key) {
       const bool is_masked = tile.first < first_key + Pass::warp_keys - 1;
 #pragma unroll 1
