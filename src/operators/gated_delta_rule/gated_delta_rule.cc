@@ -143,9 +143,8 @@ std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& query, con
                                                     const Optional& initial_state, double scale,
                                                     int64_t chunk) {
   if (!value.device().is_cpu() || cuda::serves(value)) {
-    return gated_delta_rule_cuda({"gated_delta_rule", "beta", query, key, value, log_decay, beta, spans,
-                                  initial_state, chunk},
-                                 scale);
+    return gated_delta_rule_cuda(
+        {"gated_delta_rule", "beta", query, key, value, log_decay, beta, spans, initial_state, chunk}, scale);
   }
   const bool differentiate =
       at::GradMode::is_enabled() &&

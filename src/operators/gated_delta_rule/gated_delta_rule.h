@@ -28,21 +28,24 @@ namespace oryx::operators {
 // Every token updates the state; the cost of outputs follows N. Differentiable in every floating argument
 // (once). Saves for backward its inputs and one [chunk, chunk] matrix per chunk and state head.
 // Deterministic. Throws Error on other shapes, types or spans.
-// On a GPU, kernels serve bfloat16 with head dimensions of 64 and 128, in chunks of 64 whatever `chunk` says, where
-// no token has two rows; and float32 too where fewer than 16 tokens need no gradient. Other tensors take
-// gated_delta_rule_chunked.
+// On a GPU, kernels serve bfloat16 with head dimensions of 64 and 128, in chunks of 64 whatever `chunk` says,
+// where no token has two rows; and float32 too where fewer than 16 tokens need no gradient. They save only
+// the inputs for backward. Other tensors take gated_delta_rule_chunked.
 std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& query, const at::Tensor& key,
                                                     const at::Tensor& value, const at::Tensor& log_decay,
                                                     const at::Tensor& beta, const at::Tensor& spans,
                                                     const std::optional<at::Tensor>& initial_state,
                                                     double scale, int64_t chunk = 64);
 
-// The same in chunks, in composed ATen operations for any device (differentiable as often as they are): nothing is
-// done token by token, and only the state goes from chunk to chunk. float64 of it judges kernels on a GPU.
-std::tuple<at::Tensor, at::Tensor> gated_delta_rule_chunked(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& log_decay,
-    const at::Tensor& beta, const at::Tensor& spans, const std::optional<at::Tensor>& initial_state,
-    double scale, int64_t chunk = 64);
+// The same in chunks, in composed ATen operations for any device (differentiable as often as they are):
+// nothing is done token by token, and only the state goes from chunk to chunk. float64 of it judges kernels
+// on a GPU.
+std::tuple<at::Tensor, at::Tensor> gated_delta_rule_chunked(const at::Tensor& query, const at::Tensor& key,
+                                                            const at::Tensor& value,
+                                                            const at::Tensor& log_decay,
+                                                            const at::Tensor& beta, const at::Tensor& spans,
+                                                            const std::optional<at::Tensor>& initial_state,
+                                                            double scale, int64_t chunk = 64);
 
 // The same, token by token in composed ATen operations: the definition, for any device. `chunk` is only
 // checked.

@@ -45,10 +45,12 @@ at::Tensor decay_between(const at::Tensor& to, const at::Tensor& from, const at:
 
 }  // namespace
 
-std::tuple<at::Tensor, at::Tensor> gated_delta_rule_chunked(
-    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& log_decay,
-    const at::Tensor& beta, const at::Tensor& spans, const std::optional<at::Tensor>& initial_state, double scale,
-    int64_t chunk) {
+std::tuple<at::Tensor, at::Tensor> gated_delta_rule_chunked(const at::Tensor& query, const at::Tensor& key,
+                                                            const at::Tensor& value,
+                                                            const at::Tensor& log_decay,
+                                                            const at::Tensor& beta, const at::Tensor& spans,
+                                                            const std::optional<at::Tensor>& initial_state,
+                                                            double scale, int64_t chunk) {
   const cpu::MixerShape s = expect_mixer_tensors(
       {"gated_delta_rule", "beta", query, key, value, log_decay, beta, spans, initial_state, chunk});
   const at::ScalarType type = accumulate_type(value.scalar_type());

@@ -115,11 +115,11 @@ struct Call {
     return at::empty({blocks, rows_of_block, columns}, value.options().dtype(type));
   }
 
-  // gates and transfer, from `inverse` where it is defined; then the states and residuals.
+  // What both directions need of the chunks: nothing of it is kept between them, it costs less than its
+  // storage.
   void make_states(bool scaled_residual, const at::Tensor& final_state) {
-    const bool again = inverse.defined();
     constexpr int64_t chunk = cuda::gated_delta_chunk;
-    if (!again) inverse = per_block(chunk, chunk);
+    inverse = per_block(chunk, chunk);
     gates = per_block(2, chunk, at::kFloat);
     transfer = per_block(chunk, shape.key_dim);
     states = per_block(shape.key_dim, shape.value_dim);
@@ -132,12 +132,12 @@ struct Call {
     a.residual = data<void>(residual);
     a.scaled_residual = scaled_residual;
     a.final_state = data<float>(final_state);
-    again ? cuda::gated_delta_prepare_again(a, stream) : cuda::gated_delta_prepare(a, stream);
+    cuda::gated_delta_prepare(a, stream);
     cuda::gated_delta_states(a, stream);
   }
 };
 
-// Output, final state and, where the chunks were inverted, the inverses.
+// Output and final state.
 variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shape, double scale,
                               bool differentiate) {
   Call call(t, shape, scale);
@@ -148,11 +148,11 @@ variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shap
   if (!differentiate && shape.time < fewest_chunk_tokens) {
     call.arguments.final_state = data<float>(state);
     cuda::gated_delta_steps(call.arguments, call.value.scalar_type() == at::kFloat, call.stream);
-    return {output, state, at::Tensor()};
+    return {output, state};
   }
   call.make_states(/*scaled_residual=*/true, state);
   if (output.numel() > 0) cuda::gated_delta_outputs(call.arguments, call.stream);
-  return {output, state, call.inverse};
+  return {output, state};
 }
 
 class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> {
@@ -165,7 +165,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     const variable_list out = forward_kernels(t, expect_mixer_tensors(t), scale, true);
     context->set_materialize_grads(false);
     context->save_for_backward(
-        {query, key, value, log_decay, beta, spans, initial_state.value_or(at::Tensor()), out[2]});
+        {query, key, value, log_decay, beta, spans, initial_state.value_or(at::Tensor())});
     context->saved_data["scale"] = scale;
     return {out[0], out[1]};
   }
@@ -177,11 +177,10 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     const variable_list v = context->get_saved_variables();
     const c10::OptionalDeviceGuard guard(v[2].device());
     const Optional initial_state = v[6].defined() ? Optional(v[6]) : std::nullopt;
-    const MixerTensors t{"gated_delta_rule", "beta", v[0], v[1],          v[2],
-                         v[3],               v[4],   v[5], initial_state, cuda::gated_delta_chunk};
+    const MixerTensors t{"gated_delta_rule",     "beta", v[0], v[1], v[2], v[3], v[4], v[5], initial_state,
+                         cuda::gated_delta_chunk};
     const cpu::MixerShape shape = expect_mixer_tensors(t);
     Call call(t, shape, context->saved_data["scale"].toDouble());
-    call.inverse = v[7];
     call.make_states(/*scaled_residual=*/false, at::Tensor());
 
     HeadGradient query(v[0], 1, shape.output_heads), key(v[1], 2, shape.state_heads);
@@ -221,7 +220,8 @@ bool kernels_serve(const MixerTensors& t, const cpu::MixerShape& shape, bool dif
   const auto is_served = [](int64_t dim) { return dim == 64 || dim == 128; };
   const bool steps = !differentiate && shape.time < fewest_chunk_tokens;
   return cuda::serves(t.value) && is_served(shape.key_dim) && is_served(shape.value_dim) &&
-         (type == at::kBFloat16 || (type == at::kFloat && steps)) &&
+         (steps ? type == at::kBFloat16 || type == at::kFloat
+                : type == at::kBFloat16 && cuda::gated_delta_fits()) &&
          chunk_rows(t.spans, shape, t.value.device())->is_unique;
 }
 
@@ -236,13 +236,12 @@ std::tuple<at::Tensor, at::Tensor> gated_delta_rule_cuda(const MixerTensors& t, 
        t.log_decay.requires_grad() || t.step.requires_grad() ||
        (t.initial_state.has_value() && t.initial_state->defined() && t.initial_state->requires_grad()));
   if (!kernels_serve(t, shape, differentiate)) {
-    return gated_delta_rule_chunked(t.query, t.key, t.value, t.log_decay, t.step, t.spans, t.initial_state, scale,
-                                    t.chunk);
+    return gated_delta_rule_chunked(t.query, t.key, t.value, t.log_decay, t.step, t.spans, t.initial_state,
+                                    scale, t.chunk);
   }
-  const variable_list out =
-      differentiate ? GatedDeltaRuleCuda::apply(t.query, t.key, t.value, t.log_decay, t.step, t.spans,
-                                                t.initial_state, scale)
-                    : forward_kernels(t, shape, scale, false);
+  const variable_list out = differentiate ? GatedDeltaRuleCuda::apply(t.query, t.key, t.value, t.log_decay,
+                                                                      t.step, t.spans, t.initial_state, scale)
+                                          : forward_kernels(t, shape, scale, false);
   return {out[0], out[1]};
 }
 

@@ -53,9 +53,11 @@ template <int columns, int threads>
 __device__ inline void load_packed(Tile<columns> tile, const int32_t* rows, const GatedDeltaRows& x, int head,
                                    int column0, int width) {
   const int units = width / 8;
+#pragma unroll 2
   for (int i = static_cast<int>(threadIdx.x); i < kChunk * units; i += threads) {
     const int row = i / units, column = i % units * 8, packed = rows[row];
-    copy_async(tile.unit(row, column), packed_row(x, packed < 0 ? 0 : packed, head) + column0 + column, packed >= 0);
+    copy_async(tile.unit(row, column), packed_row(x, packed < 0 ? 0 : packed, head) + column0 + column,
+               packed >= 0);
   }
 }
 
@@ -69,6 +71,15 @@ __device__ inline void load_slice(Tile<columns> tile, int valid_rows, RowPointer
     const bool valid = row < valid_rows;
     copy_async(tile.unit(row, column), row_pointer(valid ? row : 0) + column, valid);
   }
+}
+
+// As multiply() from 0 to depth, one tile of the summed index at a time: unrolled whole, kernels with many or
+// wide products keep more addresses than there are registers.
+template <Layout layout_a, Layout layout_b, int row_tiles, int column_tiles, int columns_a, int columns_b>
+__device__ inline void multiply_rolled(Accumulator<row_tiles, column_tiles>& sum, Tile<columns_a> a, int m0,
+                                       Tile<columns_b> b, int n0, int depth) {
+#pragma unroll 1
+  for (int k = 0; k < depth; k += 16) multiply<layout_a, layout_b>(sum, a, m0, b, n0, k, k + 16);
 }
 
 // gates of a block as they lie in shared memory.
@@ -88,7 +99,8 @@ struct Gates {
 constexpr int kGates = 2 * kChunk;
 
 __device__ inline void load_gates(float* gates, const GatedDeltaArguments& p, int64_t block) {
-  if (threadIdx.x < kGates / 4) copy_async(gates + 4 * threadIdx.x, p.gates + block * kGates + 4 * threadIdx.x);
+  if (threadIdx.x < kGates / 4)
+    copy_async(gates + 4 * threadIdx.x, p.gates + block * kGates + 4 * threadIdx.x);
 }
 
 // Calls launch_for.template operator()<key_dim, value_dim>() for the sizes of the call.

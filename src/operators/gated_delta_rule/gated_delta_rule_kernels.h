@@ -1,10 +1,10 @@
-// CUDA kernels of gated_delta_rule for bfloat16 query, key and value with head dimensions of 64 and 128, in chunks
-// of 64 tokens. docs/mathematics/gated_delta_rule.md derives them and names the letters; "On a GPU" there says
-// what is done serially and what in parallel.
+// CUDA kernels of gated_delta_rule for bfloat16 query, key and value with head dimensions of 64 and 128, in
+// chunks of 64 tokens. docs/mathematics/gated_delta_rule.md derives them and names the letters; "On a GPU"
+// there says what is done serially and what in parallel.
 //
 // A stream is one state: sequence b and state head h, stream = b · state_heads + h; a block is one chunk of a
-// stream, block = stream · chunks + chunk. Scratch of a block lies together and whole, also in a last chunk that is
-// shorter: the rows past the end have k = v = β = 0 and no decay.
+// stream, block = stream · chunks + chunk. Scratch of a block lies together and whole, also in a last chunk
+// that is shorter: the rows past the end have k = v = β = 0 and no decay.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ constexpr int gated_delta_chunk = 64;
 // int32 of one chunk in GatedDeltaArguments::rows: 64 rows, their count, padding to 16 bytes.
 constexpr int gated_delta_row_table = 68;
 
-// Rows along the last dimension of a tensor, 16-byte aligned; strides in elements. Packed tensors have batch 0 and
-// time = the stride between packed rows.
+// Rows along the last dimension of a tensor, 16-byte aligned; strides in elements. Packed tensors have batch
+// 0 and time = the stride between packed rows.
 struct GatedDeltaRows {
   void* data = nullptr;
   int64_t batch = 0, time = 0, head = 0;
@@ -41,31 +41,34 @@ struct GatedDeltaArguments {
   GatedDeltaRows output;
   float* final_state;  // like initial_state
 
-  void* inverse;      // bf16 [blocks, 64, 64]: A = (I + L)⁻¹
-  float* gates;       // [blocks, 2, 64]: G · log₂e, β
-  void* transfer;     // bf16 [blocks, 64, key_dim]: E = Aᵀ (ρ ⊙ K)
-  void* states;       // bf16 [blocks, key_dim, value_dim]: S before the chunk
-  void* residual;     // bf16 [blocks, 64, value_dim]: W or β ⊙ W, W = V − γ ⊙ (K S)
+  void* inverse;         // bf16 [blocks, 64, 64]: A = (I + L)⁻¹
+  float* gates;          // [blocks, 2, 64]: G · log₂e, β
+  void* transfer;        // bf16 [blocks, 64, key_dim]: E = Aᵀ (ρ ⊙ K)
+  void* states;          // bf16 [blocks, key_dim, value_dim]: S before the chunk
+  void* residual;        // bf16 [blocks, 64, value_dim]: W or β ⊙ W, W = V − γ ⊙ (K S)
   bool scaled_residual;  // β ⊙ W
 
-  GatedDeltaRows d_output;       // data null: no gradient
-  const float* d_final_state;    // or null
-  void* d_states;                // bf16 [blocks, key_dim, value_dim]: dS after the chunk
-  void* d_update;                // bf16 [blocks, 64, value_dim]: Aᵀ (Pᵀ dO), then Y = Aᵀ dU
-  GatedDeltaRows d_query;        // per output head
-  GatedDeltaRows d_key;          // per state head
+  GatedDeltaRows d_output;        // data null: no gradient
+  const float* d_final_state;     // or null
+  void* d_states;                 // bf16 [blocks, key_dim, value_dim]: dS after the chunk
+  void* d_update;                 // bf16 [blocks, 64, value_dim]: Aᵀ (Pᵀ dO), then Y = Aᵀ dU
+  GatedDeltaRows d_query;         // per output head
+  GatedDeltaRows d_key;           // per state head
   bool wide_d_query, wide_d_key;  // float32 instead of bfloat16
   GatedDeltaRows d_value;
-  float* d_log_decay;        // like log_decay
-  float* d_beta;             // like beta
-  float* d_initial_state;    // or null
+  float* d_log_decay;      // like log_decay
+  float* d_beta;           // like beta
+  float* d_initial_state;  // or null
 };
+
+// Whether the current device has the shared memory that all of these but the single steps are laid out for
+// (227 KiB a block: compute capability 9.0 and its successors).
+bool gated_delta_fits();
 
 // key, log_decay, beta → gates, inverse, transfer.
 void gated_delta_prepare(const GatedDeltaArguments& arguments, void* stream);
-// key, log_decay, beta, inverse → gates, transfer.
-void gated_delta_prepare_again(const GatedDeltaArguments& arguments, void* stream);
-// key, value, gates, transfer, initial_state → states, residual, final_state (where not null). Serial over chunks.
+// key, value, gates, transfer, initial_state → states, residual, final_state (where not null). Serial over
+// chunks.
 void gated_delta_states(const GatedDeltaArguments& arguments, void* stream);
 // query, key, gates, inverse, states, residual (β ⊙ W), rows → output.
 void gated_delta_outputs(const GatedDeltaArguments& arguments, void* stream);
@@ -75,8 +78,8 @@ void gated_delta_output_gradients(const GatedDeltaArguments& arguments, void* st
 // query, key, gates, transfer, rows, d_output, d_update, d_final_state → d_states, d_update, d_value,
 // d_initial_state (where not null). Serial over chunks, from the last.
 void gated_delta_state_gradients(const GatedDeltaArguments& arguments, void* stream);
-// The rest: query, key, gates, inverse, states, residual (W), rows, d_output, d_states, d_update → d_query, d_key,
-// d_log_decay, d_beta.
+// The rest: query, key, gates, inverse, states, residual (W), rows, d_output, d_states, d_update → d_query,
+// d_key, d_log_decay, d_beta.
 void gated_delta_input_gradients(const GatedDeltaArguments& arguments, void* stream);
 
 // The whole forward token by token, for decoding: query, key, value (float32 where `wide`, else bfloat16),

@@ -68,8 +68,8 @@ void gated_delta_output_gradients(const GatedDeltaArguments& p, void* stream) {
   with_dims(p, [&]<int key_dim, int value_dim>() {
     constexpr size_t bytes = 2 * Tile<key_dim>::bytes(kChunk) + Tile<value_dim>::bytes(kChunk) +
                              Tile<64>::bytes(kChunk) + kGates * sizeof(float);
-    launch<output_gradients_kernel<key_dim, value_dim>>(dim3(static_cast<unsigned>(blocks_of(p))), kThreads, bytes,
-                                                        stream, p);
+    launch<output_gradients_kernel<key_dim, value_dim>>(dim3(static_cast<unsigned>(blocks_of(p))), kThreads,
+                                                        bytes, stream, p);
   });
 }
 

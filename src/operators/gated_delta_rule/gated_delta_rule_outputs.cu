@@ -48,17 +48,20 @@ __global__ void __launch_bounds__(kThreads, 2) outputs_kernel(const GatedDeltaAr
   const bf16* key = block.key_rows(p);
   load_gates(memory.gates, p, block.index);
   load_tile<64, kChunk, kThreads>(memory.inverse, kChunk, [&](int row) { return inverse + row * kChunk; });
-  load_tile<value_dim, kChunk, kThreads>(memory.update, kChunk, [&](int row) { return residual + row * value_dim; });
+  load_tile<value_dim, kChunk, kThreads>(memory.update, kChunk,
+                                         [&](int row) { return residual + row * value_dim; });
   commit_copies();
-  load_tile<key_dim, kChunk, kThreads>(memory.key, block.valid, [&](int row) { return key + row * p.key.time; });
-  load_tile<value_dim, key_dim, kThreads>(memory.state, key_dim, [&](int row) { return states + row * value_dim; });
+  load_tile<key_dim, kChunk, kThreads>(memory.key, block.valid,
+                                       [&](int row) { return key + row * p.key.time; });
+  load_tile<value_dim, key_dim, kThreads>(memory.state, key_dim,
+                                          [&](int row) { return states + row * value_dim; });
 
   const int readers = p.output_heads / p.state_heads;
   for (int reader = 0; reader < readers; ++reader) {
     const int output_head = block.head * readers + reader;
     if (reader > 0) __syncthreads();
-    load_packed<key_dim, kThreads>(memory.query, rows, p.query, output_head / (p.output_heads / p.query_heads), 0,
-                                   key_dim);
+    load_packed<key_dim, kThreads>(memory.query, rows, p.query,
+                                   output_head / (p.output_heads / p.query_heads), 0, key_dim);
     commit_copies();
     if (reader == 0) {
       wait_copies<1>();
@@ -89,7 +92,8 @@ __global__ void __launch_bounds__(kThreads, 2) outputs_kernel(const GatedDeltaAr
     });
     multiply_registers<Layout::transposed, 4>(output, weights, memory.update, 0, 0);
 
-    // Through the rows of the query's tile that only this warp reads, unless rows of the two differ in length.
+    // Through the rows of the query's tile that only this warp reads, unless rows of the two differ in
+    // length.
     if constexpr (key_dim == value_dim) {
       __syncwarp();
     } else {

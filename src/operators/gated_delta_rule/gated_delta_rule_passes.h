@@ -1,13 +1,13 @@
-// What the two serial passes share: how a state [key_dim, width] of float32 lies over the warps of a block, with a
-// copy rounded to bf16 in shared memory as the operand of products.
+// What the two serial passes share: how a state [key_dim, width] of float32 lies over the warps of a block,
+// with a copy rounded to bf16 in shared memory as the operand of products.
 #pragma once
 
 #include "operators/gated_delta_rule/gated_delta_rule_device.h"
 
 namespace oryx::cuda {
 
-// `width` columns of the state belong to a block of threads. Four warps share the rows; from 128 columns on there
-// are two such groups, a half of the columns each.
+// `width` columns of the state belong to a block of threads. Four warps share the rows; from 128 columns on
+// there are two such groups, a half of the columns each.
 template <int width_>
 struct PassShape {
   static constexpr int width = width_;
@@ -33,23 +33,31 @@ struct StateAccumulator {
     values.for_pairs([&](int row, int column, float& first, float& second) {
       float2 pair{0.0f, 0.0f};
       if (from != nullptr) {
-        pair = *reinterpret_cast<const float2*>(from + static_cast<int64_t>(row0() + row) * pitch + column0() +
-                                                column);
+        pair = *reinterpret_cast<const float2*>(from + static_cast<int64_t>(row0() + row) * pitch +
+                                                column0() + column);
       }
       first = pair.x, second = pair.y;
     });
   }
   __device__ void write(float* to, int pitch) {
     values.for_pairs([&](int row, int column, float& first, float& second) {
-      *reinterpret_cast<float2*>(to + static_cast<int64_t>(row0() + row) * pitch + column0() + column) = {first,
-                                                                                                          second};
+      *reinterpret_cast<float2*>(to + static_cast<int64_t>(row0() + row) * pitch + column0() + column) = {
+          first, second};
     });
   }
   __device__ void scale(float factor) {
     values.for_pairs([&](int, int, float& first, float& second) { first *= factor, second *= factor; });
   }
-  template <typename Tile>
-  __device__ void round(Tile tile) {
+  // += leftᵀ right over the rows of a chunk, for tiles [64, key_dim] and [64, width].
+  __device__ void add(Tile<key_dim> left, typename Shape::Slice right) {
+    if constexpr (Shape::columns >= 64) {
+      multiply_rolled<Layout::transposed, Layout::transposed>(values, left, row0(), right, column0(), kChunk);
+    } else {
+      multiply<Layout::transposed, Layout::transposed>(values, left, row0(), right, column0(), 0, kChunk);
+    }
+  }
+  template <typename Target>
+  __device__ void round(Target tile) {
     values.store(tile, row0(), column0());
   }
 };
@@ -62,7 +70,8 @@ __device__ inline void store_state(Tile tile, bf16* states, int64_t block, int v
 #pragma unroll
   for (int i = static_cast<int>(threadIdx.x); i < key_dim * units; i += PassShape<width>::threads) {
     const int row = i / units, column = i % units * 8;
-    *reinterpret_cast<uint4*>(to + row * value_dim + column) = *reinterpret_cast<const uint4*>(tile.unit(row, column));
+    *reinterpret_cast<uint4*>(to + row * value_dim + column) =
+        *reinterpret_cast<const uint4*>(tile.unit(row, column));
   }
 }
 
@@ -84,12 +93,12 @@ __device__ inline void multiply_latency(Accumulator<1, column_tiles>& sum, Tile<
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum.value[0][j][e] += other.value[0][j][e];
   } else {
-    multiply<layout_a, layout_b>(sum, a_tile, m0, b_tile, n0, 0, depth);
+    multiply_rolled<layout_a, layout_b>(sum, a_tile, m0, b_tile, n0, depth);
   }
 }
 
-// Calls function.template operator()<key_dim, width>() with the widest part of the columns, up to `widest`, that
-// still gives most multiprocessors work.
+// Calls function.template operator()<key_dim, width>() with the widest part of the columns, up to `widest`,
+// that still gives most multiprocessors work.
 template <typename Function>
 void with_width(const GatedDeltaArguments& p, int widest, Function function) {
   const int64_t streams = static_cast<int64_t>(p.batch) * p.state_heads;
@@ -97,10 +106,14 @@ void with_width(const GatedDeltaArguments& p, int widest, Function function) {
   while (width > 16 && streams * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
   const auto with_key_dim = [&]<int key_dim>() {
     switch (width) {
-      case 128: return function.template operator()<key_dim, 128>();
-      case 64: return function.template operator()<key_dim, 64>();
-      case 32: return function.template operator()<key_dim, 32>();
-      default: return function.template operator()<key_dim, 16>();
+      case 128:
+        return function.template operator()<key_dim, 128>();
+      case 64:
+        return function.template operator()<key_dim, 64>();
+      case 32:
+        return function.template operator()<key_dim, 32>();
+      default:
+        return function.template operator()<key_dim, 16>();
     }
   };
   p.key_dim == 128 ? with_key_dim.template operator()<128>() : with_key_dim.template operator()<64>();

@@ -59,7 +59,7 @@ template <int size>
 __device__ void merge(const float* lower, float* inverse, int first, int column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int second = first + size;
-  const auto product = [&](float (&sum)[size / 16][4], const float* left, int left_column, int right_row) {
+  const auto product = [&](float(&sum)[size / 16][4], const float* left, int left_column, int right_row) {
 #pragma unroll
     for (int k = 0; k < size; k += 8) {
       const float* right = inverse + (right_row + k + t) * kPitch + first + column + g;
@@ -73,12 +73,13 @@ __device__ void merge(const float* lower, float* inverse, int first, int column)
       }
     }
   };
-  const auto store = [&](const float (&sum)[size / 16][4], float sign) {
+  const auto store = [&](const float(&sum)[size / 16][4], float sign) {
 #pragma unroll
     for (int i = 0; i < size / 16; ++i)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        inverse[(second + 16 * i + g + 8 * (e / 2)) * kPitch + first + column + 2 * t + e % 2] = sign * sum[i][e];
+        inverse[(second + 16 * i + g + 8 * (e / 2)) * kPitch + first + column + 2 * t + e % 2] =
+            sign * sum[i][e];
       }
   };
   float inner[size / 16][4] = {}, outer[size / 16][4] = {};
@@ -94,7 +95,7 @@ template <int key_dim>
 struct PrepareMemory {
   Tile<key_dim> key{nullptr};
   float *gates, *lower, *inverse;
-  Tile<64> weighted{nullptr};  // ρ ⊙ A
+  Tile<64> weighted{nullptr}, rest{nullptr};  // ρ ⊙ A rounded, and what the rounding took
 
   static constexpr size_t square = kChunk * kPitch * sizeof(float);
   static constexpr size_t bytes = Tile<key_dim>::bytes(kChunk) + kGates * sizeof(float) + 2 * square;
@@ -106,11 +107,12 @@ struct PrepareMemory {
     shared += kGates * sizeof(float);
     lower = reinterpret_cast<float*>(shared);
     weighted.base = reinterpret_cast<bf16*>(shared);  // once L has served
+    rest.base = weighted.base + kChunk * kChunk;
     inverse = reinterpret_cast<float*>(shared + square);
   }
 };
 
-template <int key_dim, bool solve>
+template <int key_dim>
 __global__ void __launch_bounds__(kThreads) prepare_kernel(const GatedDeltaArguments p) {
   const Block block = Block::of_grid(p);
   const PrepareMemory<key_dim> memory(shared_memory());
@@ -118,63 +120,59 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const GatedDeltaArgum
   bf16* kept = static_cast<bf16*>(p.inverse) + block.index * kChunk * kChunk;
 
   const bf16* key = block.key_rows(p);
-  load_tile<key_dim, kChunk, kThreads>(memory.key, block.valid, [&](int row) { return key + row * p.key.time; });
-  if constexpr (!solve) {
-    load_tile<64, kChunk, kThreads>(memory.weighted, kChunk, [&](int row) { return kept + row * kChunk; });
-  }
+  load_tile<key_dim, kChunk, kThreads>(memory.key, block.valid,
+                                       [&](int row) { return key + row * p.key.time; });
   commit_copies();
   if (warp == 0) write_gates(p, block, memory.gates);
   wait_copies<0>();
   __syncthreads();
   const Gates gates(memory.gates);
 
-  if constexpr (solve) {
-    Accumulator<1, 8> products;
-    products.clear();
-    multiply<Layout::plain, Layout::plain>(products, memory.key, m0, memory.key, 0, 0, key_dim);
-    products.for_pairs([&](int row, int column, float& first, float& second) {
-      const int i = m0 + row;
-      float2 lower{0.0f, 0.0f};
-      if (i > column) lower.x = gates.beta[i] * gates.between(i, column) * first;
-      if (i > column + 1) lower.y = gates.beta[i] * gates.between(i, column + 1) * second;
-      *reinterpret_cast<float2*>(memory.lower + i * kPitch + column) = lower;
-      *reinterpret_cast<float2*>(memory.inverse + i * kPitch + column) = {0.0f, 0.0f};
-    });
-    __syncthreads();
-    invert_diagonal(memory.lower, memory.inverse);
-    __syncthreads();
-    merge<16>(memory.lower, memory.inverse, warp / 2 * 32, warp % 2 * 8);
-    __syncthreads();
-    merge<32>(memory.lower, memory.inverse, 0, 8 * warp);
-    __syncthreads();
-    for (int i = static_cast<int>(threadIdx.x); i < kChunk * kChunk / 8; i += kThreads) {
-      const int row = i / 8, column = i % 8 * 8;
-      const float* a = memory.inverse + row * kPitch + column;
-      const float rho = gates.rho(row);
-      uint4 rounded, weighted;
-      auto *rounded_pair = reinterpret_cast<uint32_t*>(&rounded), *pair = reinterpret_cast<uint32_t*>(&weighted);
+  Accumulator<1, 8> products;
+  products.clear();
+  multiply<Layout::plain, Layout::plain>(products, memory.key, m0, memory.key, 0, 0, key_dim);
+  products.for_pairs([&](int row, int column, float& first, float& second) {
+    const int i = m0 + row;
+    float2 lower{0.0f, 0.0f};
+    if (i > column) lower.x = gates.beta[i] * gates.between(i, column) * first;
+    if (i > column + 1) lower.y = gates.beta[i] * gates.between(i, column + 1) * second;
+    *reinterpret_cast<float2*>(memory.lower + i * kPitch + column) = lower;
+    *reinterpret_cast<float2*>(memory.inverse + i * kPitch + column) = {0.0f, 0.0f};
+  });
+  __syncthreads();
+  invert_diagonal(memory.lower, memory.inverse);
+  __syncthreads();
+  merge<16>(memory.lower, memory.inverse, warp / 2 * 32, warp % 2 * 8);
+  __syncthreads();
+  merge<32>(memory.lower, memory.inverse, 0, 8 * warp);
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kChunk * kChunk / 8; i += kThreads) {
+    const int row = i / 8, column = i % 8 * 8;
+    const float* a = memory.inverse + row * kPitch + column;
+    const float rho = gates.rho(row);
+    uint4 rounded, weighted, rest;
+    auto* to = reinterpret_cast<uint32_t*>(&rounded);
+    auto *high = reinterpret_cast<uint32_t*>(&weighted), *low = reinterpret_cast<uint32_t*>(&rest);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        rounded_pair[e] = pack(a[2 * e], a[2 * e + 1]);
-        pair[e] = pack(rho * a[2 * e], rho * a[2 * e + 1]);
-      }
-      *reinterpret_cast<uint4*>(kept + row * kChunk + column) = rounded;
-      *reinterpret_cast<uint4*>(memory.weighted.unit(row, column)) = weighted;
+    for (int e = 0; e < 4; ++e) {
+      to[e] = pack(a[2 * e], a[2 * e + 1]);
+      const float first = rho * a[2 * e], second = rho * a[2 * e + 1];
+      high[e] = pack(first, second);
+      const float2 kept_part = unpack(high[e]);
+      low[e] = pack(first - kept_part.x, second - kept_part.y);
     }
-  } else {
-    for (int i = static_cast<int>(threadIdx.x); i < kChunk * kChunk / 2; i += kThreads) {
-      const int row = i / 32, column = i % 32 * 2;
-      const float rho = gates.rho(row);
-      const float2 a = memory.weighted.load2(row, column);
-      memory.weighted.store2(row, column, rho * a.x, rho * a.y);
-    }
+    *reinterpret_cast<uint4*>(kept + row * kChunk + column) = rounded;
+    *reinterpret_cast<uint4*>(memory.weighted.unit(row, column)) = weighted;
+    *reinterpret_cast<uint4*>(memory.rest.unit(row, column)) = rest;
   }
   __syncthreads();
 
-  // E, through the rows of this warp in the key's tile once everyone has read that.
+  // E: what A does to keys that are alike cancels, so it enters unrounded. Stored through the rows of this
+  // warp in the key's tile once everyone has read that.
   Accumulator<1, key_dim / 8> transfer;
   transfer.clear();
   multiply<Layout::transposed, Layout::transposed>(transfer, memory.weighted, m0, memory.key, 0, 0, kChunk);
+  multiply<Layout::transposed, Layout::transposed>(transfer, memory.rest, m0, memory.key, 0, 0, kChunk);
   __syncthreads();
   transfer.store(memory.key, m0, 0);
   __syncwarp();
@@ -186,19 +184,15 @@ __global__ void __launch_bounds__(kThreads) prepare_kernel(const GatedDeltaArgum
   }
 }
 
-template <bool solve>
-void prepare(const GatedDeltaArguments& p, void* stream) {
-  const dim3 grid(static_cast<unsigned>(blocks_of(p)));
-  if (p.key_dim == 128) {
-    launch<prepare_kernel<128, solve>>(grid, kThreads, PrepareMemory<128>::bytes, stream, p);
-  } else {
-    launch<prepare_kernel<64, solve>>(grid, kThreads, PrepareMemory<64>::bytes, stream, p);
-  }
-}
-
 }  // namespace
 
-void gated_delta_prepare(const GatedDeltaArguments& p, void* stream) { prepare<true>(p, stream); }
-void gated_delta_prepare_again(const GatedDeltaArguments& p, void* stream) { prepare<false>(p, stream); }
+void gated_delta_prepare(const GatedDeltaArguments& p, void* stream) {
+  const dim3 grid(static_cast<unsigned>(blocks_of(p)));
+  if (p.key_dim == 128) {
+    launch<prepare_kernel<128>>(grid, kThreads, PrepareMemory<128>::bytes, stream, p);
+  } else {
+    launch<prepare_kernel<64>>(grid, kThreads, PrepareMemory<64>::bytes, stream, p);
+  }
+}
 
 }  // namespace oryx::cuda

@@ -1,5 +1,7 @@
 // The gradients of the states, serial over chunks from the last: Y = Aᵀ (Pᵀ dO) + E dS', dV = β ⊙ Y,
 // dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO).
+#include <algorithm>
+
 #include "operators/gated_delta_rule/gated_delta_rule_passes.h"
 
 namespace oryx::cuda {
@@ -35,13 +37,15 @@ struct GradientsMemory : PassShape<width> {
     return s;
   }
   __device__ int32_t* rows(int index) const {
-    return reinterpret_cast<int32_t*>(shared + state_bytes + slice_bytes + stages * stage_bytes + index * row_bytes);
+    return reinterpret_cast<int32_t*>(shared + state_bytes + slice_bytes + stages * stage_bytes +
+                                      index * row_bytes);
   }
 };
 
 // A step is one reader of one chunk; the first reader's brings the chunk itself.
 template <int key_dim, int width>
-__global__ void __launch_bounds__(PassShape<width>::threads) state_gradients_kernel(const GatedDeltaArguments p) {
+__global__ void __launch_bounds__(PassShape<width>::threads)
+    state_gradients_kernel(const GatedDeltaArguments p) {
   using Memory = GradientsMemory<key_dim, width>;
   constexpr int threads = Memory::threads, stages = Memory::stages, columns = Memory::columns;
   constexpr int slice_width = Memory::Slice::width;
@@ -75,14 +79,16 @@ __global__ void __launch_bounds__(PassShape<width>::threads) state_gradients_ker
         load_tile<key_dim, kChunk, threads>(stage.transfer, kChunk,
                                             [&](int row) { return transfer + row * key_dim; });
         if (has_rows) {
-          load_slice<slice_width, kChunk, width, threads>(stage.update, kChunk,
-                                                          [&](int row) { return update + row * p.value_dim; });
+          load_slice<slice_width, kChunk, width, threads>(
+              stage.update, kChunk, [&](int row) { return update + row * p.value_dim; });
         }
-        load_tile<key_dim, kChunk, threads>(stage.key, block.valid, [&](int row) { return key + row * p.key.time; });
+        load_tile<key_dim, kChunk, threads>(stage.key, block.valid,
+                                            [&](int row) { return key + row * p.key.time; });
       }
       if (has_rows) {
         const int head = block.head * readers + step % readers;
-        load_packed<key_dim, threads>(stage.query, rows, p.query, head / (p.output_heads / p.query_heads), 0, key_dim);
+        load_packed<key_dim, threads>(stage.query, rows, p.query, head / (p.output_heads / p.query_heads), 0,
+                                      key_dim);
         load_packed<slice_width, threads>(stage.d_output, rows, p.d_output, head, part_column, width);
       }
       load_gates(stage.gates, p, block.index);
@@ -127,7 +133,8 @@ __global__ void __launch_bounds__(PassShape<width>::threads) state_gradients_ker
         *reinterpret_cast<uint32_t*>(kept + i * p.value_dim + j) = pack(first, second);
         const float beta = gates.beta[i];
         first *= beta, second *= beta;
-        if (i < block.valid) *reinterpret_cast<uint32_t*>(d_value + i * p.d_value.time + j) = pack(first, second);
+        if (i < block.valid)
+          *reinterpret_cast<uint32_t*>(d_value + i * p.d_value.time + j) = pack(first, second);
         const float gamma = gates.gamma(i);
         memory.update().store2(i, j, -gamma * first, -gamma * second);
       });
@@ -144,12 +151,10 @@ __global__ void __launch_bounds__(PassShape<width>::threads) state_gradients_ker
     __syncthreads();
     if (is_first) {
       d_state.scale(total);
-      multiply<Layout::transposed, Layout::transposed>(d_state.values, stage.key, d_state.row0(), memory.update(),
-                                                       column0, 0, kChunk);
+      d_state.add(stage.key, memory.update());
     }
     if (has_rows) {
-      multiply<Layout::transposed, Layout::transposed>(d_state.values, stage.query, d_state.row0(), stage.d_output,
-                                                       column0, 0, kChunk);
+      d_state.add(stage.query, stage.d_output);
     }
     if (step % readers == readers - 1) d_state.round(memory.state());
   }
@@ -165,6 +170,19 @@ void run(const GatedDeltaArguments& p, void* stream) {
 }
 
 }  // namespace
+
+bool gated_delta_fits() {
+#ifdef ORYX_EMULATED
+  return true;
+#else
+  int device = 0, bytes = 0;
+  expect_success(cudaGetDevice(&device), "the current device");
+  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                 "shared memory of the device");
+  constexpr size_t most = std::max({GradientsMemory<128, 16>::bytes, GradientsMemory<128, 128>::bytes});
+  return bytes >= static_cast<int>(most);
+#endif
+}
 
 void gated_delta_state_gradients(const GatedDeltaArguments& p, void* stream) {
   with_width(p, 128, [&]<int key_dim, int width>() { run<key_dim, width>(p, stream); });

@@ -1,5 +1,5 @@
-// The states before every chunk: S' = γ_C S + Eᵀ (β ⊙ W), W = V − γ ⊙ (K S). Serial over chunks; columns of the
-// state do not meet, so several blocks of threads share a stream where streams are few.
+// The states before every chunk: S' = γ_C S + Eᵀ (β ⊙ W), W = V − γ ⊙ (K S). Serial over chunks; columns of
+// the state do not meet, so several blocks of threads share a stream where streams are few.
 #include "operators/gated_delta_rule/gated_delta_rule_passes.h"
 
 namespace oryx::cuda {
@@ -15,7 +15,8 @@ struct StatesMemory : PassShape<width> {
   };
   static constexpr size_t stage_bytes =
       2 * Tile<key_dim>::bytes(kChunk) + Slice::bytes(kChunk) + kGates * sizeof(float);
-  static constexpr size_t state_bytes = Slice::bytes(key_dim), fixed_bytes = state_bytes + Slice::bytes(kChunk);
+  static constexpr size_t state_bytes = Slice::bytes(key_dim),
+                          fixed_bytes = state_bytes + Slice::bytes(kChunk);
   // A short chunk takes less time than its loads: then more of them are under way.
   static constexpr int stages = width <= 32 ? 4 : 2;
   static constexpr size_t bytes = fixed_bytes + stages * stage_bytes;
@@ -49,9 +50,10 @@ __global__ void __launch_bounds__(PassShape<width>::threads) states_kernel(const
       const auto stage = memory.stage(chunk % stages);
       const bf16 *key = block.key_rows(p), *value = block.rows_of(p.value, block.head) + part_column;
       const bf16* transfer = static_cast<const bf16*>(p.transfer) + block.index * kChunk * key_dim;
-      load_tile<key_dim, kChunk, threads>(stage.key, block.valid, [&](int row) { return key + row * p.key.time; });
-      load_slice<Memory::Slice::width, kChunk, width, threads>(stage.value, block.valid,
-                                                               [&](int row) { return value + row * p.value.time; });
+      load_tile<key_dim, kChunk, threads>(stage.key, block.valid,
+                                          [&](int row) { return key + row * p.key.time; });
+      load_slice<Memory::Slice::width, kChunk, width, threads>(
+          stage.value, block.valid, [&](int row) { return value + row * p.value.time; });
       load_gates(stage.gates, p, block.index);
       load_tile<key_dim, kChunk, threads>(stage.transfer, kChunk,
                                           [&](int row) { return transfer + row * key_dim; });
@@ -72,12 +74,13 @@ __global__ void __launch_bounds__(PassShape<width>::threads) states_kernel(const
     const auto stage = memory.stage(chunk % stages);
     const Gates gates(stage.gates);
     const int64_t index = stream * p.chunks + chunk;
-    store_state<key_dim, width>(memory.state(), static_cast<bf16*>(p.states), index, p.value_dim, part_column);
+    store_state<key_dim, width>(memory.state(), static_cast<bf16*>(p.states), index, p.value_dim,
+                                part_column);
 
     Accumulator<1, columns / 8> residual;
     residual.clear();
-    multiply_latency<Layout::plain, Layout::transposed, key_dim>(residual, stage.key, 16 * row_warp, memory.state(),
-                                                                 column0);
+    multiply_latency<Layout::plain, Layout::transposed, key_dim>(residual, stage.key, 16 * row_warp,
+                                                                 memory.state(), column0);
     bf16* kept = static_cast<bf16*>(p.residual) + index * kChunk * p.value_dim + part_column;
     residual.for_pairs([&](int row, int column, float& first, float& second) {
       const int i = 16 * row_warp + row, j = column0 + column;
@@ -91,8 +94,7 @@ __global__ void __launch_bounds__(PassShape<width>::threads) states_kernel(const
     const float total = gates.total();
     __syncthreads();
     state.scale(total);
-    multiply<Layout::transposed, Layout::transposed>(state.values, stage.transfer, state.row0(), memory.update(),
-                                                     column0, 0, kChunk);
+    state.add(stage.transfer, memory.update());
     state.round(memory.state());
   }
   wait_copies<0>();
@@ -102,8 +104,8 @@ __global__ void __launch_bounds__(PassShape<width>::threads) states_kernel(const
 template <int key_dim, int width>
 void run(const GatedDeltaArguments& p, void* stream) {
   const auto grid = static_cast<unsigned>(p.batch * p.state_heads * (p.value_dim / width));
-  launch<states_kernel<key_dim, width>>(dim3(grid), PassShape<width>::threads, StatesMemory<key_dim, width>::bytes,
-                                        stream, p);
+  launch<states_kernel<key_dim, width>>(dim3(grid), PassShape<width>::threads,
+                                        StatesMemory<key_dim, width>::bytes, stream, p);
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ struct StepState {
   __device__ static int row(int i) { return static_cast<int>(threadIdx.x) / 8 + 32 * i; }
   __device__ static int column() { return static_cast<int>(threadIdx.x) % 8 * 4; }
 
-  // vector · S for the thread's columns, in all threads; `vector` and `partial` (8 · kColumns) lie in shared memory.
+  // vector · S for the thread's columns, in all threads; `vector` and `partial` (8 · kColumns) lie in shared
+  // memory.
   __device__ float4 product(const float* vector, float* partial) const {
     float4 sum{0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
@@ -36,7 +37,8 @@ struct StepState {
       sum.w += __shfl_xor_sync(0xffffffffu, sum.w, mask);
     }
     __syncthreads();  // the last use of `partial` is over
-    if (threadIdx.x % 32 < 8) *reinterpret_cast<float4*>(partial + threadIdx.x / 32 * kColumns + column()) = sum;
+    if (threadIdx.x % 32 < 8)
+      *reinterpret_cast<float4*>(partial + threadIdx.x / 32 * kColumns + column()) = sum;
     __syncthreads();
     float4 total{0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
@@ -60,9 +62,10 @@ __global__ void __launch_bounds__(kThreads) steps_kernel(const GatedDeltaArgumen
   const int64_t state_at = stream * key_dim * p.value_dim + column;
 #pragma unroll
   for (int i = 0; i < state.rows; ++i) {
-    state.value[i] = p.initial_state == nullptr ? float4{0.0f, 0.0f, 0.0f, 0.0f}
-                                                : *reinterpret_cast<const float4*>(
-                                                      p.initial_state + state_at + state.row(i) * p.value_dim);
+    state.value[i] =
+        p.initial_state == nullptr
+            ? float4{0.0f, 0.0f, 0.0f, 0.0f}
+            : *reinterpret_cast<const float4*>(p.initial_state + state_at + state.row(i) * p.value_dim);
   }
   const auto row_of = [](const GatedDeltaRows& x, int64_t batch, int64_t time, int head) {
     return static_cast<Element*>(x.data) + batch * x.batch + time * x.time + head * x.head;

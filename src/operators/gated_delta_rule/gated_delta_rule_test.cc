@@ -19,8 +19,8 @@ Mixer chunked(int64_t chunk) {
 }
 Mixer composed(int64_t chunk) {
   return [chunk](const MixerTensors& x) {
-    return gated_delta_rule_chunked(x.query, x.key, x.value, x.log_decay, x.step, x.spans, x.initial_state, 0.3,
-                                    chunk);
+    return gated_delta_rule_chunked(x.query, x.key, x.value, x.log_decay, x.step, x.spans, x.initial_state,
+                                    0.3, chunk);
   };
 }
 std::tuple<at::Tensor, at::Tensor> recurrent(const MixerTensors& x) {
