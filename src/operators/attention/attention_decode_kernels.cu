@@ -1,4 +1,4 @@
-// Decoding: one row against a long cache, at memory speed. A block of threads reads up to kSplitKeys keys of
+// Decoding: one row against a long cache, at memory speed. A block of threads reads a split of the keys of
 // one key head for all query heads of its group; a second kernel joins the splits. How the keys are split
 // depends on the row's position alone, so that its neighbours change no bit of it.
 #include <cmath>
@@ -161,20 +161,40 @@ __global__ void __launch_bounds__(kThreads) attention_decode_kernel(const Attent
   }
 }
 
+constexpr int kJoinThreads = 256;
+
+// One block per row and head; groups of `dim` threads take the splits in turn.
 template <typename T, int dim>
-__global__ void __launch_bounds__(dim) attention_join_kernel(const AttentionDecode p) {
-  const int head = static_cast<int>(blockIdx.x % p.in.query_heads), column = static_cast<int>(threadIdx.x);
+__global__ void __launch_bounds__(kJoinThreads) attention_join_kernel(const AttentionDecode p) {
+  constexpr int groups = kJoinThreads / dim;
+  const int head = static_cast<int>(blockIdx.x % p.in.query_heads),
+            column = static_cast<int>(threadIdx.x) % dim, group = static_cast<int>(threadIdx.x) / dim;
   const DecodeRow row = p.rows[blockIdx.x / p.in.query_heads];
   const int64_t step = static_cast<int64_t>(p.in.query_heads) * (dim + 2);
   const float* const partial = p.partials + row.first_split * step + head * (dim + 2);
-  float largest = -INFINITY, sum = 0.0f, output = 0.0f;
-#pragma unroll 4
-  for (int i = 0; i < row.splits; ++i) largest = fmaxf(largest, partial[i * step + dim]);
-#pragma unroll 4
-  for (int i = 0; i < row.splits; ++i) {
+  auto* const shared = reinterpret_cast<float*>(shared_memory());  // [groups, dim + 1]
+  static_assert(kMostSplits == 64);                                // two for each lane
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  float largest = -INFINITY;
+#pragma unroll
+  for (int i = 0; i < kMostSplits; i += 32)
+    if (lane + i < row.splits) largest = fmaxf(largest, partial[(lane + i) * step + dim]);
+  largest = max_over_lanes<32>(largest);
+
+  float sum = 0.0f, output = 0.0f;
+#pragma unroll 8
+  for (int i = group; i < row.splits; i += groups) {
     const float weight = exp2_fast(partial[i * step + dim] - largest);
     sum += weight * partial[i * step + dim + 1];
     output += weight * partial[i * step + column];
+  }
+  shared[group * (dim + 1) + column] = output;
+  if (column == 0) shared[group * (dim + 1) + dim] = sum;
+  __syncthreads();
+  if (group > 0) return;
+  for (int g = 1; g < groups; ++g) {
+    output += shared[g * (dim + 1) + column];
+    sum += shared[g * (dim + 1) + dim];
   }
   const int64_t index = static_cast<int64_t>(row.row) * p.in.query_heads + head;
   round_to(output / sum, static_cast<T*>(p.output) + index * dim + column);
@@ -201,7 +221,8 @@ void run(const AttentionDecode& p, void* stream) {
   } else {
     run_pass<T, dim, kMostHeads>(p, stream);
   }
-  launch<attention_join_kernel<T, dim>>(dim3(static_cast<unsigned>(p.row_count * p.in.query_heads)), dim, 0,
+  launch<attention_join_kernel<T, dim>>(dim3(static_cast<unsigned>(p.row_count * p.in.query_heads)),
+                                        kJoinThreads, sizeof(float) * (kJoinThreads / dim) * (dim + 1),
                                         stream, p);
 }
 

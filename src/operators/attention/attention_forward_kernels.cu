@@ -32,12 +32,12 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
                            key_head * p.in.key_strides[2];
   const bf16* const values = static_cast<const bf16*>(p.in.value) + item.sequence * p.in.value_strides[0] +
                              key_head * p.in.value_strides[2];
-  const auto k_tile = [&](int key0) { return Tile<dim>{ring + key0 % (2 * kKeys) * dim}; };
-  const auto v_tile = [&](int key0) { return Tile<dim>{ring + (2 * kKeys + key0 % (2 * kKeys)) * dim}; };
-  const auto load = [&](int key0) {
-    const int valid = item.last + 1 - key0;
-    load_rows<kKeys>(k_tile(key0), valid, keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
-    load_rows<kKeys>(v_tile(key0), valid, values + key0 * p.in.value_strides[1], p.in.value_strides[1]);
+  const auto k_tile = [&](int n) { return Tile<dim>{ring + n % 2 * kKeys * dim}; };
+  const auto v_tile = [&](int n) { return Tile<dim>{ring + (2 + n % 2) * kKeys * dim}; };
+  const auto load = [&](int n) {
+    const int key0 = n * kKeys, valid = item.last + 1 - key0;
+    load_rows<kKeys>(k_tile(n), valid, keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
+    load_rows<kKeys>(v_tile(n), valid, values + key0 * p.in.value_strides[1], p.in.value_strides[1]);
     commit_copies();
   };
   load_rows<kItemRows>(
@@ -62,15 +62,17 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
 
   Accumulator<2, dim / 8> o;
   o.clear();
-  for (int key0 = 0; key0 <= item.last; key0 += kKeys) {
+  const int tiles = item.last / kKeys + 1;
+  for (int n = 0; n < tiles; ++n) {
     wait_copies<0>();
     __syncthreads();
-    if (key0 + kKeys <= item.last) load(key0 + kKeys);
+    if (n + 1 < tiles) load(n + 1);
+    const int key0 = n * kKeys;
     if (key0 > last) continue;  // never the first tile, unless the warp has no row
 
     Accumulator<2, kKeys / 8> s;
     s.clear();
-    multiply<dim>(s, Fragments<dim>::a(q, row0), Fragments<dim>::b(k_tile(key0), 0));
+    multiply<dim>(s, Fragments<dim>::a(q, row0), Fragments<dim>::b(k_tile(n), 0));
     if (key0 + kKeys - 1 > first) {
 #pragma unroll
       for (int i = 0; i < 2; ++i)
@@ -129,7 +131,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2) attention_forward_kernel
             sum[i][half] += x;
           }
       }
-    multiply(o, s, Fragments<dim>::b_transposed(v_tile(key0), 0));
+    multiply(o, s, Fragments<dim>::b_transposed(v_tile(n), 0));
   }
 
 #pragma unroll

@@ -60,8 +60,9 @@ struct AttentionBackward {
 // blocks run.
 void attention_backward(const AttentionBackward& arguments, void* stream);
 
-// Decoding: a row that is alone in its sequence, and the keys of it that one block of threads reads.
-constexpr int kSplitKeys = 256;
+// Decoding: a row that is alone in its sequence, and the keys of it that one block of threads reads. At most
+// kMostSplits of a row, of kFewestKeys · 2^n keys each.
+constexpr int kMostSplits = 64, kFewestKeys = 128;
 struct DecodeSplit {
   int32_t sequence, row, begin, end;
 };

@@ -80,8 +80,10 @@ AttentionPlan make_plan(const at::Tensor& spans, int64_t batch, at::Device devic
     if (count[rows[i].sequence] > 1) continue;
     const int32_t row = static_cast<int32_t>(i), keys = rows[i].position + 1;
     alone.push_back({row, static_cast<int32_t>(splits.size()), 0});
-    for (int32_t begin = 0; begin < keys; begin += cuda::kSplitKeys, ++alone.back().splits)
-      splits.push_back({rows[i].sequence, row, begin, std::min(begin + cuda::kSplitKeys, keys)});
+    int32_t size = cuda::kFewestKeys;
+    while (int64_t{size} * cuda::kMostSplits < keys) size *= 2;
+    for (int32_t begin = 0; begin < keys; begin += size, ++alone.back().splits)
+      splits.push_back({rows[i].sequence, row, begin, std::min(begin + size, keys)});
   }
   plan.alone = table_of(alone, device), plan.splits = table_of(splits, device);
 
