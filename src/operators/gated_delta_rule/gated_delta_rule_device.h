@@ -65,7 +65,7 @@ __device__ inline void load_packed(Tile<columns> tile, const int32_t* rows, cons
 template <int columns, int rows, int width, int threads, typename RowPointer>
 __device__ inline void load_slice(Tile<columns> tile, int valid_rows, RowPointer row_pointer) {
   constexpr int units = width / 8;
-#pragma unroll
+#pragma unroll 2
   for (int i = static_cast<int>(threadIdx.x); i < rows * units; i += threads) {
     const int row = i / units, column = i % units * 8;
     const bool valid = row < valid_rows;
@@ -73,13 +73,15 @@ __device__ inline void load_slice(Tile<columns> tile, int valid_rows, RowPointer
   }
 }
 
-// As multiply() from 0 to depth, one tile of the summed index at a time: unrolled whole, kernels with many or
-// wide products keep more addresses than there are registers.
-template <Layout layout_a, Layout layout_b, int row_tiles, int column_tiles, int columns_a, int columns_b>
+// As multiply() from 0 to depth, `tiles` tiles of the summed index at a time: unrolled whole, kernels with
+// many or wide products keep more addresses than there are registers.
+template <Layout layout_a, Layout layout_b, int tiles = 1, int row_tiles, int column_tiles, int columns_a,
+          int columns_b>
 __device__ inline void multiply_rolled(Accumulator<row_tiles, column_tiles>& sum, Tile<columns_a> a, int m0,
                                        Tile<columns_b> b, int n0, int depth) {
 #pragma unroll 1
-  for (int k = 0; k < depth; k += 16) multiply<layout_a, layout_b>(sum, a, m0, b, n0, k, k + 16);
+  for (int k = 0; k < depth; k += 16 * tiles)
+    multiply<layout_a, layout_b>(sum, a, m0, b, n0, k, k + 16 * tiles);
 }
 
 // gates of a block as they lie in shared memory.

@@ -51,7 +51,8 @@ struct StateAccumulator {
   // += leftᵀ right over the rows of a chunk, for tiles [64, key_dim] and [64, width].
   __device__ void add(Tile<key_dim> left, typename Shape::Slice right) {
     if constexpr (Shape::columns >= 64) {
-      multiply_rolled<Layout::transposed, Layout::transposed>(values, left, row0(), right, column0(), kChunk);
+      multiply_rolled<Layout::transposed, Layout::transposed, 2>(values, left, row0(), right, column0(),
+                                                                 kChunk);
     } else {
       multiply<Layout::transposed, Layout::transposed>(values, left, row0(), right, column0(), 0, kChunk);
     }
@@ -93,17 +94,17 @@ __device__ inline void multiply_latency(Accumulator<1, column_tiles>& sum, Tile<
 #pragma unroll
       for (int e = 0; e < 4; ++e) sum.value[0][j][e] += other.value[0][j][e];
   } else {
-    multiply_rolled<layout_a, layout_b>(sum, a_tile, m0, b_tile, n0, depth);
+    multiply_rolled<layout_a, layout_b, 2>(sum, a_tile, m0, b_tile, n0, depth);
   }
 }
 
 // Calls function.template operator()<key_dim, width>() with the widest part of the columns, up to `widest`,
-// that still gives most multiprocessors work.
+// that still gives most multiprocessors work, but in at most 4 parts: each reads all of K and E again.
 template <typename Function>
 void with_width(const GatedDeltaArguments& p, int widest, Function function) {
   const int64_t streams = static_cast<int64_t>(p.batch) * p.state_heads;
   int width = widest < p.value_dim ? widest : p.value_dim;
-  while (width > 16 && streams * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
+  while (width * 4 > p.value_dim && streams * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
   const auto with_key_dim = [&]<int key_dim>() {
     switch (width) {
       case 128:
