@@ -49,11 +49,11 @@ __device__ inline bf16* packed_row(const GatedDeltaRows& x, int row, int head) {
 }
 
 // Loads rows by a table of packed rows, in which −1 stands for a row of zeros.
-template <int columns, int threads>
+template <int columns, int threads, int at_once = 2>
 __device__ inline void load_packed(Tile<columns> tile, const int32_t* rows, const GatedDeltaRows& x, int head,
                                    int column0, int width) {
   const int units = width / 8;
-#pragma unroll 2
+#pragma unroll at_once
   for (int i = static_cast<int>(threadIdx.x); i < kChunk * units; i += threads) {
     const int row = i / units, column = i % units * 8, packed = rows[row];
     copy_async(tile.unit(row, column), packed_row(x, packed < 0 ? 0 : packed, head) + column0 + column,

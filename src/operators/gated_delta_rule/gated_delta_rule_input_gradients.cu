@@ -84,9 +84,9 @@ __global__ void __launch_bounds__(kThreads, 2) input_gradients_kernel(const Gate
 
   const auto load_reader = [&](int reader) {
     const int head = block.head * readers + reader;
-    load_packed<key_dim, kThreads>(memory.query, rows, p.query, head / (p.output_heads / p.query_heads), 0,
-                                   key_dim);
-    load_packed<value_dim, kThreads>(memory.d_output, rows, p.d_output, head, 0, value_dim);
+    load_packed<key_dim, kThreads, 1>(memory.query, rows, p.query, head / (p.output_heads / p.query_heads), 0,
+                                      key_dim);
+    load_packed<value_dim, kThreads, 1>(memory.d_output, rows, p.d_output, head, 0, value_dim);
   };
   const bf16* y_rows = static_cast<const bf16*>(p.d_update) + block.index * kChunk * value_dim;
   {
@@ -184,31 +184,33 @@ __global__ void __launch_bounds__(kThreads, 2) input_gradients_kernel(const Gate
           }
       }
       __syncthreads();
-      {
-        Accumulator<1, key_dim / 16> d_query;
+      // In two parts: beside d_key there are registers for half of it.
+#pragma unroll 1
+      for (int column0 = key0; column0 < key0 + key_dim / 2; column0 += key_dim / 4) {
+        Accumulator<1, key_dim / 32> d_query;
         d_query.clear();
-        multiply_rolled<Layout::plain, Layout::plain>(d_query, memory.d_output, m0, memory.state, key0,
+        multiply_rolled<Layout::plain, Layout::plain>(d_query, memory.d_output, m0, memory.state, column0,
                                                       value_dim);
 #pragma unroll
         for (int below = 0; below < 2; ++below) {
           const int i = m0 + lane / 4 + 8 * below;
           const float factor = p.scale * gates.gamma(i);
 #pragma unroll
-          for (int j = 0; j < key_dim / 16; ++j) {
+          for (int j = 0; j < key_dim / 32; ++j) {
             float &first = d_query.value[0][j][2 * below], &second = d_query.value[0][j][2 * below + 1];
             first *= factor, second *= factor;
-            const float2 q = memory.query.load2(i, key0 + 8 * j + 2 * (lane % 4));
+            const float2 q = memory.query.load2(i, column0 + 8 * j + 2 * (lane % 4));
             row_sum[below] += first * q.x + second * q.y;
           }
         }
-        multiply_rolled<Layout::plain, Layout::transposed>(d_query, memory.square, m0, memory.key, key0,
+        multiply_rolled<Layout::plain, Layout::transposed>(d_query, memory.square, m0, memory.key, column0,
                                                            kChunk);
         const int head = block.head * readers + reader;
 #pragma unroll
         for (int below = 0; below < 2; ++below) {
           const int packed = rows[m0 + lane / 4 + 8 * below];
           if (packed < 0) continue;
-          const int64_t at = packed * p.d_query.time + head * p.d_query.head + key0 + 2 * (lane % 4);
+          const int64_t at = packed * p.d_query.time + head * p.d_query.head + column0 + 2 * (lane % 4);
           store_row(d_query, below, p.d_query.data, at, p.wide_d_query);
         }
       }
@@ -257,29 +259,34 @@ __global__ void __launch_bounds__(kThreads, 2) input_gradients_kernel(const Gate
   __syncthreads();
   multiply_rolled<Layout::plain, Layout::transposed>(d_key, memory.square, m0, memory.key, key0, kChunk);
 
-  // bracket · K by rows, and its sum into dK.
-  const auto add_bracket = [&](Accumulator<1, key_dim / 16>& bracket, const float(&factor)[2],
-                               float(&dot)[2]) {
+  // dK += factor ⊙ (left Sᵀ), where S is what lies in the state's place; dot += that by rows with K. In two
+  // parts.
+  const auto add_bracket = [&](Tile<value_dim> left, const float(&factor)[2], float(&dot)[2]) {
 #pragma unroll
-    for (int j = 0; j < key_dim / 16; ++j)
+    for (int part = 0; part < 2; ++part) {
+      constexpr int tiles = key_dim / 32;
+      const int column0 = key0 + 8 * tiles * part;
+      Accumulator<1, tiles> bracket;
+      bracket.clear();
+      multiply_rolled<Layout::plain, Layout::plain>(bracket, left, m0, memory.state, column0, value_dim);
 #pragma unroll
-      for (int e = 0; e < 4; e += 2) {
-        const float2 k = memory.key.load2(m0 + lane / 4 + 4 * e, key0 + 8 * j + 2 * (lane % 4));
-        const float first = factor[e / 2] * bracket.value[0][j][e],
-                    second = factor[e / 2] * bracket.value[0][j][e + 1];
-        dot[e / 2] += first * k.x + second * k.y;
-        d_key.value[0][j][e] += first, d_key.value[0][j][e + 1] += second;
-      }
+      for (int j = 0; j < tiles; ++j)
+#pragma unroll
+        for (int e = 0; e < 4; e += 2) {
+          const float2 k = memory.key.load2(m0 + lane / 4 + 4 * e, column0 + 8 * j + 2 * (lane % 4));
+          float(&sum)[4] = d_key.value[0][tiles * part + j];
+          const float first = factor[e / 2] * bracket.value[0][j][e];
+          const float second = factor[e / 2] * bracket.value[0][j][e + 1];
+          dot[e / 2] += first * k.x + second * k.y;
+          sum[e] += first, sum[e + 1] += second;
+        }
+    }
   };
   const int lane_row[2] = {m0 + lane / 4, m0 + lane / 4 + 8};
   {
-    Accumulator<1, key_dim / 16> bracket;  // Y Sᵀ
-    bracket.clear();
-    multiply_rolled<Layout::plain, Layout::plain>(bracket, memory.d_output, m0, memory.state, key0,
-                                                  value_dim);
     const float factor[2] = {-gates.gamma(lane_row[0]) * gates.beta[lane_row[0]],
                              -gates.gamma(lane_row[1]) * gates.beta[lane_row[1]]};
-    add_bracket(bracket, factor, row_sum);
+    add_bracket(memory.d_output, factor, row_sum);  // Y Sᵀ
   }
 
   // dS' takes the place of S, unit by unit: the product of the two is wanted too.
@@ -297,12 +304,9 @@ __global__ void __launch_bounds__(kThreads, 2) input_gradients_kernel(const Gate
   }
   __syncthreads();
   {
-    Accumulator<1, key_dim / 16> bracket;  // U dS'ᵀ
-    bracket.clear();
-    multiply_rolled<Layout::plain, Layout::plain>(bracket, memory.update, m0, memory.state, key0, value_dim);
     const float factor[2] = {gates.rho(lane_row[0]), gates.rho(lane_row[1])};
     float x[2] = {};
-    add_bracket(bracket, factor, x);
+    add_bracket(memory.update, factor, x);  // U dS'ᵀ
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       if (lane_row[below] == block.valid - 1) continue;  // the last token's share leaves dG as it came
