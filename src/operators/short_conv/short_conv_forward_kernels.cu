@@ -6,7 +6,7 @@ namespace {
 
 // Tokens whose loads are under way together: as many as registers allow.
 template <typename T, bool with_silu>
-constexpr int tokens_ahead = sizeof(T) == 2 ? (with_silu ? 8 : 4) : 3;
+constexpr int tokens_ahead = sizeof(T) == 2 ? (with_silu ? 8 : 4) : 2;
 
 // The rows of the new tail that this run owns: of its own tokens and, for the first run, of the old tail.
 template <typename T, int n>
