@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Times eager PyTorch on the models of recipes, the peer that `oryx benchmark` is compared with.
 
-    peer.py train   RECIPE… [--batch B] [--length T]
+    peer.py train   RECIPE… [--batch B] [--length T] [--device cuda]
     peer.py prefill RECIPE… [--length N] [--mode attention,linear] [--all-logits]
     peer.py decode  RECIPE… [--context N] [--tokens K] [--mode attention,linear]
 
 Each measurement is a process of its own. Settings: `plain` is PyTorch as installed; `tuned` mends what a user can
 mend from outside: MKL's fast path on processors that are not Intel's (a preloaded library answers its question)
-and an allocator that keeps memory, in huge pages, instead of handing it back to the kernel at every step.
+and an allocator that keeps memory, in huge pages, instead of handing it back to the kernel at every step. On a GPU
+`tuned` is torch.compile.
 """
 
 import argparse
@@ -48,10 +49,10 @@ def peer_sizes(recipe):
     return dict(sizes, linear=linear[tuple(model["mixers"])])
 
 
-def environment(setting):
-    """The environment of a measured process; `tuned` compiles the preloaded library once a user."""
+def environment(case):
+    """The environment of a measured process; `tuned` on a CPU compiles the preloaded library once a user."""
     values = dict(os.environ)
-    if setting == "plain":
+    if case["setting"] == "plain" or case.get("device") == "cuda":
         return values
     library = pathlib.Path(tempfile.gettempdir()) / f"oryx-peer-{os.getuid()}" / "fast_mkl.so"
     if not library.exists():
@@ -64,15 +65,18 @@ def environment(setting):
 
 def run_case(case):
     """Measures one case in a process of its own -> dict with tokens_per_second and peak_memory_bytes."""
-    done = subprocess.run([sys.executable, __file__, "case", json.dumps(case)], env=environment(case["setting"]),
+    done = subprocess.run([sys.executable, __file__, "case", json.dumps(case)], env=environment(case),
                           stdout=subprocess.PIPE, text=True)
     if done.returncode != 0:
         sys.exit(f"peer: the measurement of {case} failed")
     return {**case, **json.loads(done.stdout)}
 
 
-def peak_memory():
-    """Bytes; the high-water mark of this process alone (getrusage would include the parent before exec)."""
+def peak_memory(case):
+    """Bytes; of tensors on a GPU, else of this process alone (getrusage would include the parent before exec)."""
+    if case.get("device") == "cuda":
+        import torch
+        return torch.cuda.max_memory_allocated()
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024
 
@@ -94,12 +98,13 @@ def measure(case):
     from peer_model import PeerConfig, PeerModel
 
     torch.manual_seed(1)
+    torch.set_default_device(case.get("device", "cpu"))
     model = PeerModel(PeerConfig(**peer_sizes(case["recipe"])))
     measured = {"train": measure_train, "prefill": measure_prefill, "decode": measure_decode}[case["what"]]
     tokens, times = measured(torch, model, case)
     ordered = sorted(times)
     return dict(tokens_per_second=tokens / ordered[0], median_tokens_per_second=tokens / ordered[len(ordered) // 2],
-                runs=len(times), peak_memory_bytes=peak_memory(), threads=torch.get_num_threads(),
+                runs=len(times), peak_memory_bytes=peak_memory(case), threads=torch.get_num_threads(),
                 torch=torch.__version__)
 
 
@@ -107,27 +112,36 @@ def measure_train(torch, model, case):
     """Forward, backward, clip and AdamW on random tokens; each chunk of 128 is attention with probability 1/4."""
     import contextlib
 
-    batch, length = case["batch"], case["length"]
+    batch, length, device = case["batch"], case["length"], case.get("device", "cpu")
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW([dict(params=[p for p in parameters if p.dim() > 1], weight_decay=0.1),
                                    dict(params=[p for p in parameters if p.dim() == 1], weight_decay=0.0)],
                                   lr=1e-3, betas=(0.9, 0.95), fused=True)
     autocast = contextlib.nullcontext
     if case["dtype"] == "bfloat16":
-        autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+        autocast = lambda: torch.autocast(device, dtype=torch.bfloat16)
+
+    def loss_of(tokens, modes):
+        with autocast():
+            logits = model.logits(model.hidden(tokens[:, :-1], modes))
+            return torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+
+    if device == "cuda" and case["setting"] == "tuned":
+        torch.set_float32_matmul_precision("high")
+        loss_of = torch.compile(loss_of)
 
     def step():
         tokens = torch.randint(model.config.vocabulary, (batch, length + 1))
         modes = True
         if model.config.linear:
             modes = (torch.rand(batch, -(-length // 128)) < 0.25).repeat_interleave(128, 1)[:, :length]
-        with autocast():
-            logits = model.logits(model.hidden(tokens[:, :-1], modes))
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
+        loss = loss_of(tokens, modes)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return batch * length, repeat(step, case["seconds"], warmup=2)
 
@@ -190,6 +204,7 @@ def main():
         command.add_argument("--setting", type=words, default=["plain", "tuned"], help="plain,tuned")
         command.add_argument("--seconds", type=float, default=3.0, help="of each measurement, warm-up excluded")
         command.add_argument("--json", action="store_true", help="an array of objects instead of the table")
+        command.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: train only")
         if name == "train":
             command.add_argument("--batch", type=int, default=8)
             command.add_argument("--length", type=int, default=512)

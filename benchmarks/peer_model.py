@@ -362,7 +362,8 @@ class PeerModel(nn.Module):
         """tokens [B, T]; modes: True for attention, False for linear, or a mask [B, T]. Extends `state`."""
         position = state.position if state else 0
         x = self.embedding(tokens)
-        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         tables = rope_tables(torch.arange(position, position + tokens.shape[1]), self.config.head_dim, dtype)
         for n, layer in enumerate(self.layers):
             x = layer(x, modes, tables, state.layers[n] if state else None, position)

@@ -4,7 +4,12 @@
 set(ORYX_CUDA_ARCHITECTURES "80;90a" CACHE STRING "sm_ numbers that kernels are compiled for")
 
 get_filename_component(site_packages ${ORYX_TORCH_DIR} DIRECTORY)
-set(ORYX_CUDA_INCLUDE ${site_packages}/nvidia/cu13/include)
+# The runtime's headers are those of the torch wheel; crt/ comes with a compiler.
+find_path(ORYX_CUDA_CRT crt/host_defines.h HINTS ${site_packages}/nvidia/cu13/include /usr/local/cuda/include REQUIRED)
+set(ORYX_CUDA_INCLUDE ${site_packages}/nvidia/cu13/include ${ORYX_CUDA_CRT})
+if(CCACHE)
+  set(ORYX_NVCC_LAUNCHER ${CCACHE})
+endif()
 if(ORYX_CUDA)
   file(GLOB ORYX_CUDART ${site_packages}/nvidia/cu13/lib/libcudart.so.13)
   find_program(ORYX_NVCC nvcc HINTS ${site_packages}/nvidia/cu13/bin /usr/local/cuda/bin)
@@ -23,7 +28,7 @@ if(ORYX_CUDA)
   list(GET ORYX_CUDA_ARCHITECTURES 0 oldest)
   list(APPEND gencode -gencode=arch=compute_${oldest},code=compute_${oldest})
   set(ORYX_NVCC_FLAGS -std=c++20 -O3 -lineinfo --expt-relaxed-constexpr -Xcompiler=-fPIC,-Wall,-Wextra,-Wno-unused-parameter
-      -Xptxas=-v,-warn-spills -diag-suppress=177 ${gencode} -isystem ${ORYX_CUDA_INCLUDE})
+      -Xptxas=-v,-warn-spills -diag-suppress=177 ${gencode} -isystem ${site_packages}/nvidia/cu13/include)
 endif()
 
 # oryx_cuda_libraries(ROOM RUNTIME EMULATED_RUNTIME EMULATOR): beside the room's library, oryx_<room>_cuda with the
@@ -67,7 +72,7 @@ function(oryx_finish_cuda_libraries room)
     # Registers, shared memory and spills of each kernel go to the .log beside the object.
     add_custom_command(
       OUTPUT ${object}
-      COMMAND ${CMAKE_SOURCE_DIR}/cmake/nvcc-with-log ${object}.log ${CCACHE} ${ORYX_NVCC} ${ORYX_NVCC_FLAGS}
+      COMMAND ${CMAKE_SOURCE_DIR}/cmake/nvcc-with-log ${object}.log ${ORYX_NVCC_LAUNCHER} ${ORYX_NVCC} ${ORYX_NVCC_FLAGS}
               -I${CMAKE_SOURCE_DIR}/src -MD -MF ${object}.d -c ${source} -o ${object}
       DEPENDS ${source} ${CMAKE_SOURCE_DIR}/cmake/nvcc-with-log
       DEPFILE ${object}.d

@@ -1,14 +1,16 @@
-// oryx benchmark: tokens a second of a training step, a prefill, and decoding, on random weights and tokens.
+// oryx benchmark: tokens a second of a training step, a prefill, and decoding, on random weights and tokens; and
+// operators beside their floors.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <sys/resource.h>
 
 #include <algorithm>
-#include <chrono>
+#include <array>
 #include <memory>
 
 #include "base/error.h"
+#include "cli/benchmark_operators.h"
 #include "cli/commands.h"
+#include "cli/measure.h"
 #include "cli/model_source.h"
 #include "cli/options.h"
 #include "formats/json.h"
@@ -29,8 +31,9 @@ struct Options {
   std::vector<std::string> overrides;
   ComputeOptions compute;
   std::string schedule;
-  int64_t batch = 8, length = 2048, context = 2048, tokens = 32, repeats = 5;
-  bool all_logits = false, json = false;
+  std::string filter;
+  int64_t batch = 8, length = 2048, context = 2048, tokens = 32, repeats = 5, heads = 16, head_dim = 128;
+  bool all_logits = false, json = false, profile = false;
 };
 
 struct Timing {
@@ -38,17 +41,59 @@ struct Timing {
   std::string schedule;
   int64_t tokens_per_repeat = 0;
   std::vector<double> seconds;  // one a repeat
+  double model_flops_share = 0;  // of the device's rate of matrix products; 0 where not measured
 };
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+// The parts of a training step, by what the names of their kernels contain; the first that matches counts.
+struct Part {
+  const char* name;
+  std::vector<const char*> patterns;
+};
+const std::array parts = {
+    Part{"ssd", {"ssd"}},
+    Part{"gated delta rule", {"gated_delta", "delta_rule"}},
+    Part{"attention", {"attention", "fmha", "flash", "cudnn"}},
+    Part{"short convolution", {"short_conv"}},
+    Part{"norms and gates", {"norm_kernel", "gated_norm", "add_norm", "product"}},
+    Part{"rotary and L2 norm", {"rotary", "l2_norm", "prepare_heads"}},
+    Part{"loss", {"cross_entropy", "softmax_loss"}},
+    Part{"optimizer", {"adamw", "sum_squares", "global_norm"}},
+    Part{"rows", {"gather", "add_kernel", "rows", "scatter"}},
+    Part{"matrix products", {"gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"}},
+    Part{"copies", {"Memcpy", "Memset", "copy_kernel", "direct_copy"}},
+    Part{"other", {""}},
+};
+
+std::vector<KernelTime> by_part(const std::vector<KernelTime>& kernels) {
+  std::vector<KernelTime> times;
+  for (const Part& part : parts) times.push_back({part.name, 0, 0});
+  for (const KernelTime& kernel : kernels) {
+    for (size_t i = 0; i < parts.size(); ++i) {
+      if (std::none_of(parts[i].patterns.begin(), parts[i].patterns.end(), [&](const char* pattern) {
+            return kernel.name.find(pattern) != std::string::npos;
+          }))
+        continue;
+      times[i].seconds += kernel.seconds;
+      times[i].calls += kernel.calls;
+      break;
+    }
+  }
+  std::erase_if(times, [](const KernelTime& time) { return time.calls == 0; });
+  return times;
 }
 
-// The most memory this process has held, in bytes.
-int64_t peak_memory() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss * 1024;
+void print_profile(const std::vector<KernelTime>& kernels) {
+  double total = 0;
+  for (const KernelTime& kernel : kernels) total += kernel.seconds;
+  fmt::print("{:<28} {:>9} {:>7} {:>7}\n", "part of a step", "ms", "share", "calls");
+  for (const KernelTime& part : by_part(kernels)) {
+    fmt::print("{:<28} {:>9.3f} {:>6.1f}% {:>7}\n", part.name, 1e3 * part.seconds, 100 * part.seconds / total,
+               part.calls);
+  }
+  fmt::print("{:<28} {:>9.3f}\n\nlongest kernels\n", "all kernels", 1e3 * total);
+  for (size_t i = 0; i < std::min<size_t>(kernels.size(), 40); ++i) {
+    fmt::print("{:>9.3f} ms {:>6} calls  {:.150}\n", 1e3 * kernels[i].seconds, kernels[i].calls, kernels[i].name);
+  }
 }
 
 void report(const Options& options, Timing timing) {
@@ -65,12 +110,17 @@ void report(const Options& options, Timing timing) {
     table.set("threads", Value{static_cast<int64_t>(at::get_num_threads())});
     table.set("tokens_per_second", Value{best});
     table.set("median_tokens_per_second", Value{median});
-    table.set("peak_memory_bytes", Value{peak_memory()});
+    if (timing.model_flops_share > 0) table.set("model_flops_share", Value{timing.model_flops_share});
+    table.set("peak_memory_bytes", Value{peak_memory(options.compute.resolve_device())});
     fmt::print("{}\n", formats::to_json(table));
   } else {
     fmt::print("{} {} {} {}: {:.1f} tok/s best, {:.1f} median of {}, peak memory {:.2f} GiB\n", timing.what,
                options.source, options.compute.dtype, timing.schedule, best, median, timing.seconds.size(),
-               static_cast<double>(peak_memory()) / (1 << 30));
+               static_cast<double>(peak_memory(options.compute.resolve_device())) / (1 << 30));
+    if (timing.model_flops_share > 0) {
+      fmt::print("products with weights: {:.1f} % of the measured rate of matrix products\n",
+                 100 * timing.model_flops_share);
+    }
   }
 }
 
@@ -89,6 +139,20 @@ std::string default_schedule(const model::ModelConfig& config) {
   return config.has_mode(Mode::linear) ? "linear" : "attention";
 }
 
+// Of a step: six for every weight of a matrix and token (three products of two); mixers and
+// pointwise work not counted.
+double training_flops(const model::ModelConfig& config, const Options& options) {
+  const int64_t tokens = options.batch * options.length;
+  double weights = 0;
+  for (const model::ParameterSpec& spec : model::parameter_specs(config)) {
+    // Each query projection serves its own tokens: together they cost one.
+    const bool is_query = spec.name.ends_with("query.weight") && !spec.mixer.empty();
+    const double share = is_query ? 1.0 / static_cast<double>(config.mixers.size()) : 1.0;
+    if (spec.is_matrix) weights += share * static_cast<double>(spec.size());
+  }
+  return 6 * weights * static_cast<double>(tokens);
+}
+
 void benchmark_train(const Options& options) {
   const model::ModelConfig config = read_model_config(options.source, options.overrides);
   const at::ScalarType dtype = options.compute.resolve_dtype();
@@ -99,7 +163,8 @@ void benchmark_train(const Options& options) {
 
   Timing timing{
       "train", options.schedule.empty() ? "drawn" : options.schedule, options.batch * options.length, {}};
-  for (int64_t step = 0; step <= options.repeats; ++step) {
+  int64_t step = 0;
+  const auto train_step = [&] {
     const at::Tensor tokens = random_tokens(config, options.batch, options.length + 1, device);
     std::vector<ModeSpans> spans;
     for (int64_t b = 0; b < options.batch; ++b) {
@@ -112,16 +177,20 @@ void benchmark_train(const Options& options) {
             schedule::Schedule::parse(default_schedule(config)).spans(options.length, options.length));
       }
     }
-    const double start = now();
     const at::Tensor hidden = language_model.hidden(tokens.narrow(1, 0, options.length), spans);
     const at::Tensor targets = tokens.narrow(1, 1, options.length).reshape({-1});
     const double scale = 1.0 / static_cast<double>(timing.tokens_per_repeat);
     language_model.loss(hidden, targets, scale).first.backward();
-    optimizer.update(step, 1e-4, training::clip_scale(optimizer.gradient_norm(), 1.0));
+    optimizer.clip_and_update(step++, 1e-4, 1.0);
     optimizer.clear_gradients();
-    if (step > 0) timing.seconds.push_back(now() - start);  // the first step warms up
+  };
+  timing.seconds = time_calls(device, device.is_cpu() ? 1 : 3, options.repeats, train_step);
+  if (!device.is_cpu()) {
+    const double products = measure_ceilings(device, dtype).flops_per_second;
+    timing.model_flops_share = training_flops(config, options) / median(timing.seconds) / products;
   }
   report(options, timing);
+  if (options.profile) print_profile(profile_kernels(device, train_step));
 }
 
 // A model of random weights and the schedule it runs under.
@@ -145,16 +214,14 @@ void benchmark_prefill(const Options& options) {
   const Subject subject(options);
   const at::Tensor tokens = random_tokens(subject.config, 1, options.length, subject.device);
   Timing timing{"prefill", subject.schedule.text(), options.length, {}};
-  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
+  timing.seconds = time_calls(subject.device, 1, options.repeats, [&] {
     model::JointState state = subject.language_model.empty_state(1);
-    const double start = now();
     const at::Tensor hidden = subject.language_model.hidden(
         tokens, {subject.schedule.spans(options.length, options.length)}, &state);
     const at::Tensor logits =
         subject.language_model.logits(options.all_logits ? hidden : hidden.slice(0, -1));
     logits.select(0, -1).argmax().item<int64_t>();
-    if (repeat > 0) timing.seconds.push_back(now() - start);
-  }
+  });
   report(options, timing);
 }
 
@@ -168,25 +235,61 @@ void benchmark_decode(const Options& options) {
   subject.language_model.hidden(random_tokens(subject.config, 1, options.context, subject.device), spans,
                                 &state);
   Timing timing{"decode", subject.schedule.text(), options.tokens, {}};
-  for (int64_t repeat = 0; repeat <= options.repeats; ++repeat) {
-    const double start = now();
+  timing.seconds = time_calls(subject.device, 1, options.repeats, [&] {
     for (int64_t i = 0; i < options.tokens; ++i) {
       token =
           subject.language_model.logits(subject.language_model.hidden(token, spans, &state)).argmax(-1, true);
     }
     token.max().item<int64_t>();
-    if (repeat > 0) timing.seconds.push_back(now() - start);
-  }
+  });
   report(options, timing);
+}
+
+void print_operators(const std::vector<OperatorTime>& times, const Ceilings& ceilings) {
+  fmt::print("{:<28} {:>9} {:>9} {:>7} {:>9} {:>9}\n", "operator", "ms", "floor", "ratio", "TFLOP/s", "TB/s");
+  for (const OperatorTime& time : times) {
+    fmt::print("{:<28} {:>9.4f} {:>9.4f} {:>7.2f} {:>9.1f} {:>9.2f}\n", time.name, 1e3 * time.seconds,
+               1e3 * time.floor(ceilings), time.seconds / time.floor(ceilings), 1e-12 * time.flops / time.seconds,
+               1e-12 * time.bytes / time.seconds);
+  }
+}
+
+void benchmark_operators(const Options& options) {
+  const at::Device device = options.compute.resolve_device();
+  const at::ScalarType dtype = options.compute.resolve_dtype();
+  const Ceilings ceilings = measure_ceilings(device, dtype);
+  const std::vector<OperatorTime> times =
+      measure_operators({options.batch, options.length, options.heads, options.head_dim}, device, dtype,
+                        options.filter, options.repeats);
+  if (!options.json) {
+    fmt::print("{} sequences of {} tokens, {} heads of {}, {}; matrix product {:.0f} TFLOP/s, copy {:.2f} TB/s\n",
+               options.batch, options.length, options.heads, options.head_dim, options.compute.dtype,
+               1e-12 * ceilings.flops_per_second, 1e-12 * ceilings.bytes_per_second);
+    return print_operators(times, ceilings);
+  }
+  Table table;
+  table.set("benchmark", Value{std::string("operators")});
+  table.set("batch", Value{options.batch});
+  table.set("length", Value{options.length});
+  table.set("heads", Value{options.heads});
+  table.set("head_dim", Value{options.head_dim});
+  table.set("dtype", Value{options.compute.dtype});
+  table.set("flops_per_second", Value{ceilings.flops_per_second});
+  table.set("bytes_per_second", Value{ceilings.bytes_per_second});
+  Table seconds, floors;
+  for (const OperatorTime& time : times) {
+    seconds.set(time.name, Value{time.seconds});
+    floors.set(time.name, Value{time.floor(ceilings)});
+  }
+  table.set("seconds", Value{seconds});
+  table.set("floor_seconds", Value{floors});
+  fmt::print("{}\n", formats::to_json(table));
 }
 
 void add(CLI::App* parent, const std::string& name, const std::string& help, void (*run)(const Options&),
          const std::function<void(CLI::App*, Options&)>& add_own) {
   CLI::App* command = parent->add_subcommand(name, help);
   const auto options = std::make_shared<Options>();
-  command->add_option("source", options->source, "a recipe or a model directory, for its sizes")->required();
-  command->add_option("overrides", options->overrides, "section.key=value, for a recipe");
-  command->add_option("--schedule", options->schedule, "which mixer serves which tokens");
   command->add_option("--repeats", options->repeats, "timed repeats")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -196,6 +299,12 @@ void add(CLI::App* parent, const std::string& name, const std::string& help, voi
   command->callback([options, run] { run(*options); });
 }
 
+void add_source(CLI::App* command, Options& options) {
+  command->add_option("source", options.source, "a recipe or a model directory, for its sizes")->required();
+  command->add_option("overrides", options.overrides, "section.key=value, for a recipe");
+  command->add_option("--schedule", options.schedule, "which mixer serves which tokens");
+}
+
 CLI::Option* count(CLI::App* command, const std::string& flag, int64_t& value, const std::string& help) {
   return command->add_option(flag, value, help)->check(CLI::PositiveNumber)->capture_default_str();
 }
@@ -203,22 +312,34 @@ CLI::Option* count(CLI::App* command, const std::string& flag, int64_t& value, c
 }  // namespace
 
 void add_benchmark(CLI::App& app) {
-  CLI::App* benchmark = app.add_subcommand("benchmark", "Time training, prefill and decoding");
+  CLI::App* benchmark = app.add_subcommand("benchmark", "Time training, prefill, decoding and operators");
   benchmark->require_subcommand(1);
   add(benchmark, "train", "A step: forward, backward, clip, AdamW", benchmark_train,
       [](CLI::App* command, Options& options) {
+        add_source(command, options);
         count(command, "--batch", options.batch, "sequences");
         count(command, "--length", options.length, "tokens of a sequence");
+        command->add_flag("--profile", options.profile, "a table of a GPU's time by part and kernel");
       });
   add(benchmark, "prefill", "A prompt up to its first new token", benchmark_prefill,
       [](CLI::App* command, Options& options) {
+        add_source(command, options);
         count(command, "--length", options.length, "tokens of the prompt");
         command->add_flag("--all-logits", options.all_logits, "logits of every token, not of the last alone");
       });
   add(benchmark, "decode", "One token at a time", benchmark_decode, [](CLI::App* command, Options& options) {
+    add_source(command, options);
     count(command, "--context", options.context, "tokens read before");
     count(command, "--tokens", options.tokens, "tokens of a repeat");
   });
+  add(benchmark, "operators", "Operators, forward and backward, beside their floors", benchmark_operators,
+      [](CLI::App* command, Options& options) {
+        count(command, "--batch", options.batch, "sequences");
+        count(command, "--length", options.length, "tokens of a sequence");
+        count(command, "--heads", options.heads, "heads");
+        count(command, "--head-dim", options.head_dim, "width of a head");
+        command->add_option("--filter", options.filter, "only operators whose name contains this");
+      });
 }
 
 }  // namespace oryx::cli

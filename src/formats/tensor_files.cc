@@ -39,7 +39,7 @@ TensorFiles TensorFiles::open(const std::string& path, const std::string& stem) 
   expect(map && map->as<Table>(), "{}: expected an object weight_map", index.string());
   std::map<std::string, std::shared_ptr<SafetensorsFile>> shards;
   for (const Entry& entry : map->as<Table>()->entries) {
-    const std::string& name = shard_name(index.string(), entry);
+    const std::string name = shard_name(index.string(), entry);
     std::shared_ptr<SafetensorsFile>& shard = shards[name];
     if (!shard) shard = std::make_shared<SafetensorsFile>((fs::path(path) / name).string());
     expect(shard->contains(entry.key), "{} holds no tensor {}, which {} places there", shard->path(),

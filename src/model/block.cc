@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "operators/gated_linear/gated_linear.h"
 #include "operators/gated_norm/gated_norm.h"
 #include "operators/linear/linear.h"
 #include "operators/merge_rows/merge_rows.h"
@@ -182,16 +183,15 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
     if (own.rows) output_rows.push_back(*own.rows);
   }
 
-  at::Tensor mixed;
   if (config_.hybrid == "intra_layer") {
-    mixed = outputs[0];
+    at::Tensor mixed = outputs[0];
     for (size_t i = 1; i < outputs.size(); ++i) mixed = mixed + outputs[i];
-    mixed = mixed / static_cast<double>(outputs.size());
-  } else {
-    mixed = gated_norm(outputs.size() == 1 ? outputs[0] : operators::merge_rows(outputs, output_rows, rows),
-                       gate, norm_);
+    return operators::linear(mixed / static_cast<double>(outputs.size()), output_);
   }
-  return operators::linear(mixed, output_);
+  const at::Tensor mixed = outputs.size() == 1 ? outputs[0] : operators::merge_rows(outputs, output_rows, rows);
+  if (!gate.defined() && !norm_.defined()) return operators::linear(mixed, output_);
+  return operators::gated_linear(mixed, optional(gate), optional(norm_), config_.norm_eps, config_.norm_order,
+                                 output_);
 }
 
 Layer::Layer(const ModelConfig& config, int64_t layer, const Weights& weights)
@@ -211,10 +211,9 @@ std::pair<at::Tensor, at::Tensor> Layer::forward(const at::Tensor& residual, con
   const auto [middle, middle_normed] = operators::add_norm(residual, mixed, mlp_norm_, norm_eps_);
   const std::vector<at::Tensor> hidden =
       operators::projections(middle_normed, {mlp_gate_, mlp_up_}, {std::nullopt, std::nullopt});
-  const at::Tensor product =
-      operators::gated_norm(hidden[1], hidden[0], std::nullopt, norm_eps_, "after_gate");
-  const auto [sum, next] =
-      operators::add_norm(middle, operators::linear(product, mlp_down_), next_norm, norm_eps_);
+  const at::Tensor down =
+      operators::gated_linear(hidden[1], hidden[0], std::nullopt, norm_eps_, "after_gate", mlp_down_);
+  const auto [sum, next] = operators::add_norm(middle, down, next_norm, norm_eps_);
   return {sum, next};
 }
 

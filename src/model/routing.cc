@@ -4,6 +4,7 @@
 
 #include <fmt/ranges.h>
 
+#include "base/device_copy.h"
 #include "base/error.h"
 #include "operators/rotary/rotary.h"
 
@@ -82,7 +83,7 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
     }
     selection.count = count;
     selection.spans = spans_tensor(builders[i].spans);
-    selection.rows = at::tensor(builders[i].rows, at::kLong).to(device);
+    selection.rows = copy_to(at::tensor(builders[i].rows, at::kLong), device);
     if (everything.cosine.defined()) {
       const at::Tensor offsets = selection.rows->remainder(time);
       selection.cosine = everything.cosine.index_select(0, offsets);

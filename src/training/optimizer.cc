@@ -42,16 +42,35 @@ std::vector<at::Tensor> Optimizer::gradients() const {
 
 double Optimizer::gradient_norm() const { return operators::global_norm(gradients()); }
 
-void Optimizer::update(int64_t step, double learning_rate, double gradient_scale) {
-  const at::NoGradGuard no_grad;
+operators::AdamwOptions Optimizer::options(int64_t step, double learning_rate) const {
   operators::AdamwOptions options;
   options.learning_rate = learning_rate;
   options.beta1 = rates_.beta1;
   options.beta2 = rates_.beta2;
   options.weight_decay = weight_decay_;
   options.step = step + 1;
-  options.gradient_scale = gradient_scale;
-  operators::adamw_step(parameters_, gradients(), first_moments_, second_moments_, options);
+  return options;
+}
+
+void Optimizer::update(int64_t step, double learning_rate, double gradient_scale) {
+  const at::NoGradGuard no_grad;
+  operators::AdamwOptions chosen = options(step, learning_rate);
+  chosen.gradient_scale = gradient_scale;
+  operators::adamw_step(parameters_, gradients(), first_moments_, second_moments_, chosen);
+}
+
+at::Tensor Optimizer::clip_and_update(int64_t step, double learning_rate, double clip) {
+  if (parameters_.front().is_cpu()) {
+    const double norm = gradient_norm();
+    update(step, learning_rate, clip_scale(norm, clip));
+    return at::scalar_tensor(norm, at::kDouble);
+  }
+  const at::NoGradGuard no_grad;
+  const at::Tensor norm = operators::global_norm_device(gradients());
+  operators::AdamwOptions chosen = options(step, learning_rate);
+  if (clip > 0) chosen.gradient_scale_tensor = (clip / (norm + 1e-6)).clamp_max(1);
+  operators::adamw_step(parameters_, gradients(), first_moments_, second_moments_, chosen);
+  return norm;
 }
 
 void Optimizer::clear_gradients() {

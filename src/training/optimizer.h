@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "model/weights.h"
+#include "operators/adamw/adamw.h"
 
 namespace oryx::training {
 
@@ -42,6 +43,10 @@ class Optimizer {
   // √Σg² over all parameters. A parameter that no token used counts as zero.
   double gradient_norm() const;
 
+  // update() with the gradients scaled to a norm of at most `clip` (0: as they are). Returns the norm they had,
+  // 0-dimensional on the device of the weights; on a GPU nothing waits for it.
+  at::Tensor clip_and_update(int64_t step, double learning_rate, double clip);
+
   // Update number `step` (0 for the first), with every gradient multiplied by `gradient_scale`. A parameter
   // without a gradient has gradient zero: its moments and its decay still apply.
   void update(int64_t step, double learning_rate, double gradient_scale);
@@ -54,6 +59,7 @@ class Optimizer {
 
  private:
   std::vector<at::Tensor> gradients() const;
+  operators::AdamwOptions options(int64_t step, double learning_rate) const;
 
   AdamwRates rates_;
   std::vector<std::string> names_;

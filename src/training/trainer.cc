@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "base/device_copy.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
@@ -92,8 +93,8 @@ class Trainer {
 
   void describe() const;
   TrainMetrics train_step(const at::Tensor& batch);
-  // The mean loss of the batch, whose gradient is added to the weights' own.
-  double accumulate_gradients(const at::Tensor& batch, int64_t* attention_tokens);
+  // The mean loss of the batch (float64, on the device), whose gradient is added to the weights' own.
+  at::Tensor accumulate_gradients(const at::Tensor& batch, int64_t* attention_tokens);
   void expect_finite(std::string_view what, double value) const;
   // False when it was cut short by a request to stop.
   bool validate_if_due();
@@ -173,13 +174,15 @@ TrainMetrics Trainer::train_step(const at::Tensor& batch) {
   const Clock::time_point begin = Clock::now();
   TrainMetrics metrics;
   int64_t attention_tokens = 0;
-  metrics.loss = accumulate_gradients(batch, &attention_tokens);
-  metrics.gradient_norm = optimizer_.gradient_norm();
+  metrics.learning_rate = rate_.at(step_);
+  const at::Tensor loss = accumulate_gradients(batch, &attention_tokens);
+  const at::Tensor norm = optimizer_.clip_and_update(step_, metrics.learning_rate, recipe_.training.clip);
+  optimizer_.clear_gradients();
+  // The first look at a number of this step: a GPU has the whole step in its queue by now.
+  metrics.loss = loss.item<double>();
+  metrics.gradient_norm = norm.item<double>();
   expect_finite("loss", metrics.loss);
   expect_finite("gradient norm", metrics.gradient_norm);
-  metrics.learning_rate = rate_.at(step_);
-  optimizer_.update(step_, metrics.learning_rate, clip_scale(metrics.gradient_norm, recipe_.training.clip));
-  optimizer_.clear_gradients();
   ++step_;
   metrics.step = step_;
   metrics.tokens = tokens();
@@ -191,10 +194,11 @@ TrainMetrics Trainer::train_step(const at::Tensor& batch) {
   return metrics;
 }
 
-double Trainer::accumulate_gradients(const at::Tensor& batch, int64_t* attention_tokens) {
+at::Tensor Trainer::accumulate_gradients(const at::Tensor& batch, int64_t* attention_tokens) {
   const int64_t sequences = batch.size(0), length = source_.length();
   const double scale = 1.0 / static_cast<double>(sequences * length);
   at::Tensor loss = at::zeros({}, at::TensorOptions(model_.device()).dtype(at::kDouble));
+  const at::Tensor all_tokens = copy_to(batch, model_.device());
   for (int64_t begin = 0; begin < sequences; begin += recipe_.training.micro_batch) {
     const int64_t size = std::min(recipe_.training.micro_batch, sequences - begin);
     std::vector<schedule::ModeSpans> spans;
@@ -202,20 +206,20 @@ double Trainer::accumulate_gradients(const at::Tensor& batch, int64_t* attention
       spans.push_back(recipe_.training_spans(step_, step_ * sequences + i));
       *attention_tokens += schedule::attention_tokens(spans.back());
     }
-    const at::Tensor tokens = batch.narrow(0, begin, size);
-    const at::Tensor targets = tokens.narrow(1, 1, length).reshape({size * length}).to(model_.device());
+    const at::Tensor tokens = all_tokens.narrow(0, begin, size);
+    const at::Tensor targets = tokens.narrow(1, 1, length).reshape({size * length});
     const at::Tensor hidden = model_.hidden(tokens.narrow(1, 0, length), spans);
     const at::Tensor part = model_.loss(hidden, targets, scale).first;
     loss.add_(part.detach());
     part.backward();
   }
-  return loss.item<double>();
+  return loss;
 }
 
 void Trainer::expect_finite(std::string_view what, double value) const {
   if (std::isfinite(value)) return;
   fail(
-      "step {}: the {} is {}: stopped before this update; {}", step_ + 1, what, value,
+      "step {}: the {} is {}: stopped, and nothing of this step is kept; {}", step_ + 1, what, value,
       checkpoint_ ? "the last good checkpoint is " + checkpoint_->string() : "no checkpoint was written yet");
 }
 

@@ -2,14 +2,12 @@
 
 #include <ATen/ATen.h>
 
+#include "base/device_copy.h"
+
 namespace oryx::operators {
 
 at::Tensor to_device(const std::vector<int32_t>& values, at::Device device) {
-  const auto options = at::TensorOptions(at::kInt);
-  at::Tensor host = at::empty({static_cast<int64_t>(values.size())},
-                              device.is_cuda() ? options.pinned_memory(true) : options);
-  std::copy(values.begin(), values.end(), host.mutable_data_ptr<int32_t>());
-  return host.to(device, /*non_blocking=*/true);
+  return copy_to(at::tensor(values, at::kInt), device);
 }
 
 std::shared_ptr<const SpanTable> span_table(const at::Tensor& spans, int64_t batch, int64_t time,

@@ -7,8 +7,10 @@
 
 #include "base/error.h"
 #include "operators/activations.h"
+#include "operators/device/runtime.h"
 #include "operators/linear/gemm_bfloat16.h"
 #include "operators/linear/linear_cpu.h"
+#include "operators/linear/linear_kernels.h"
 
 namespace oryx::operators {
 
@@ -47,8 +49,17 @@ void check(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Ro
   }
 }
 
+cuda::Rows device_rows(const at::Tensor& indices, const at::Tensor& x) {
+  return {indices.const_data_ptr<int64_t>(), indices.numel(), x.size(1) * x.element_size()};
+}
+
 at::Tensor select(const at::Tensor& x, const std::optional<at::Tensor>& rows) {
-  return rows ? x.index_select(0, *rows) : x;
+  if (!rows) return x;
+  if (!cuda::serves(x)) return x.index_select(0, *rows);
+  const at::Tensor from = x.contiguous(), indices = rows->contiguous();
+  at::Tensor packed = at::empty({indices.numel(), x.size(1)}, x.options());
+  cuda::gather_rows(device_rows(indices, x), from.const_data_ptr(), packed.mutable_data_ptr(), cuda::stream(x));
+  return packed;
 }
 
 std::vector<at::Tensor> multiply_few_rows(const at::Tensor& x, const std::vector<at::Tensor>& weights,
@@ -95,7 +106,10 @@ void add_product(const at::Tensor& a, bool transpose_a, const at::Tensor& b, boo
     return;
   }
   const at::Tensor left = transpose_a ? a.t() : a;
-  if (a.scalar_type() != target.scalar_type()) {
+  if (a.is_cuda() && a.scalar_type() != target.scalar_type()) {  // products of bfloat16 with a float32 result
+    keep ? at::addmm_out(target, target, left, b, target.scalar_type())
+         : at::mm_out(target, left, b, target.scalar_type());
+  } else if (a.scalar_type() != target.scalar_type()) {
     const at::Tensor product = at::mm(left, b).to(target.scalar_type());
     keep ? target.add_(product) : target.copy_(product);
   } else if (keep) {
@@ -106,18 +120,25 @@ void add_product(const at::Tensor& a, bool transpose_a, const at::Tensor& b, boo
 }
 
 void add_rows(const at::Tensor& from, const at::Tensor& rows, at::Tensor& to) {
+  const at::Tensor indices = rows.contiguous();
+  if (cuda::serves(to) && to.scalar_type() != at::kDouble && to.size(1) * to.element_size() % 16 == 0) {
+    cuda::add_rows(device_rows(indices, to), from.const_data_ptr(), to.mutable_data_ptr(),
+                   to.scalar_type() == at::kBFloat16, cuda::stream(to));
+    return;
+  }
   if (!to.is_cpu()) {
     to.index_add_(0, rows, from);
     return;
   }
-  const at::Tensor indices = rows.contiguous();
   cpu::linear_add_rows(to.scalar_type(), from.data_ptr(), indices.data_ptr<int64_t>(), indices.numel(),
                        to.size(1), to.data_ptr());
 }
 
 at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, const Rows& rows,
                           const variable_list& upstream) {
-  const at::TensorOptions options = x.options().dtype(accumulate_type(x.scalar_type()));
+  // On a GPU the sum over the weights is kept in the type of x: a float32 buffer would double the traffic of a pass
+  // that is bound by memory, for a rounding as small as those of its terms.
+  const at::TensorOptions options = x.options().dtype(x.is_cuda() ? x.scalar_type() : accumulate_type(x.scalar_type()));
   at::Tensor gradient = at::empty(x.sizes(), options);
   bool written = false;
   // Weights that read every row first: the first of them writes the buffer, and no zeros are needed.
@@ -139,6 +160,14 @@ at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, con
   }
   if (!written) gradient.zero_();
   return gradient.to(x.scalar_type());
+}
+
+// Of `weight` from y = x[rows] Wᵀ.
+at::Tensor weight_gradient(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& rows,
+                           const at::Tensor& upstream) {
+  at::Tensor gradient = at::empty(weight.sizes(), weight.options().dtype(accumulate_type(x.scalar_type())));
+  add_product(upstream.contiguous(), true, select(x, rows).contiguous(), false, gradient);
+  return gradient.to(weight.scalar_type());
 }
 
 class Projections : public torch::autograd::Function<Projections> {
@@ -166,10 +195,7 @@ class Projections : public torch::autograd::Function<Projections> {
     if (context->needs_input_grad(0)) gradients[0] = input_gradient(x, weights, rows, upstream);
     for (size_t i = 0; i < count; ++i) {
       if (!upstream[i].defined() || !context->needs_input_grad(1 + i)) continue;
-      at::Tensor gradient =
-          at::empty(weights[i].sizes(), weights[i].options().dtype(accumulate_type(x.scalar_type())));
-      add_product(upstream[i].contiguous(), true, select(x, rows[i]).contiguous(), false, gradient);
-      gradients[1 + i] = gradient.to(weights[i].scalar_type());
+      gradients[1 + i] = weight_gradient(x, weights[i], rows[i], upstream[i]);
     }
     return gradients;
   }
@@ -185,6 +211,11 @@ std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList w
 }
 
 }  // namespace
+
+std::pair<at::Tensor, at::Tensor> linear_gradients(const at::Tensor& x, const at::Tensor& weight,
+                                                   const at::Tensor& upstream) {
+  return {input_gradient(x, {weight}, {std::nullopt}, {upstream}), weight_gradient(x, weight, std::nullopt, upstream)};
+}
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
   return projections(x, {weight}, {std::nullopt})[0];
