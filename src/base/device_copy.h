@@ -5,8 +5,8 @@
 
 namespace oryx {
 
-// The CPU tensor `host` on `device`; on a GPU the copy is queued on the current stream, from pinned memory, and
-// nobody waits for it. The tensor itself where it is there already.
+// The CPU tensor `host` on `device`; on a GPU the copy is queued on the current stream, from pinned memory,
+// and nobody waits for it. The tensor itself where it is there already.
 at::Tensor copy_to(const at::Tensor& host, at::Device device);
 
 }  // namespace oryx

@@ -1,5 +1,5 @@
-// oryx benchmark: tokens a second of a training step, a prefill, and decoding, on random weights and tokens; and
-// operators beside their floors.
+// oryx benchmark: tokens a second of a training step, a prefill, and decoding, on random weights and tokens;
+// and operators beside their floors.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
@@ -40,7 +40,7 @@ struct Timing {
   std::string what;
   std::string schedule;
   int64_t tokens_per_repeat = 0;
-  std::vector<double> seconds;  // one a repeat
+  std::vector<double> seconds;   // one a repeat
   double model_flops_share = 0;  // of the device's rate of matrix products; 0 where not measured
 };
 
@@ -69,9 +69,8 @@ std::vector<KernelTime> by_part(const std::vector<KernelTime>& kernels) {
   for (const Part& part : parts) times.push_back({part.name, 0, 0});
   for (const KernelTime& kernel : kernels) {
     for (size_t i = 0; i < parts.size(); ++i) {
-      if (std::none_of(parts[i].patterns.begin(), parts[i].patterns.end(), [&](const char* pattern) {
-            return kernel.name.find(pattern) != std::string::npos;
-          }))
+      if (std::none_of(parts[i].patterns.begin(), parts[i].patterns.end(),
+                       [&](const char* pattern) { return kernel.name.find(pattern) != std::string::npos; }))
         continue;
       times[i].seconds += kernel.seconds;
       times[i].calls += kernel.calls;
@@ -92,7 +91,8 @@ void print_profile(const std::vector<KernelTime>& kernels) {
   }
   fmt::print("{:<28} {:>9.3f}\n\nlongest kernels\n", "all kernels", 1e3 * total);
   for (size_t i = 0; i < std::min<size_t>(kernels.size(), 40); ++i) {
-    fmt::print("{:>9.3f} ms {:>6} calls  {:.150}\n", 1e3 * kernels[i].seconds, kernels[i].calls, kernels[i].name);
+    fmt::print("{:>9.3f} ms {:>6} calls  {:.150}\n", 1e3 * kernels[i].seconds, kernels[i].calls,
+               kernels[i].name);
   }
 }
 
@@ -249,8 +249,8 @@ void print_operators(const std::vector<OperatorTime>& times, const Ceilings& cei
   fmt::print("{:<28} {:>9} {:>9} {:>7} {:>9} {:>9}\n", "operator", "ms", "floor", "ratio", "TFLOP/s", "TB/s");
   for (const OperatorTime& time : times) {
     fmt::print("{:<28} {:>9.4f} {:>9.4f} {:>7.2f} {:>9.1f} {:>9.2f}\n", time.name, 1e3 * time.seconds,
-               1e3 * time.floor(ceilings), time.seconds / time.floor(ceilings), 1e-12 * time.flops / time.seconds,
-               1e-12 * time.bytes / time.seconds);
+               1e3 * time.floor(ceilings), time.seconds / time.floor(ceilings),
+               1e-12 * time.flops / time.seconds, 1e-12 * time.bytes / time.seconds);
   }
 }
 
@@ -262,9 +262,10 @@ void benchmark_operators(const Options& options) {
       measure_operators({options.batch, options.length, options.heads, options.head_dim}, device, dtype,
                         options.filter, options.repeats);
   if (!options.json) {
-    fmt::print("{} sequences of {} tokens, {} heads of {}, {}; matrix product {:.0f} TFLOP/s, copy {:.2f} TB/s\n",
-               options.batch, options.length, options.heads, options.head_dim, options.compute.dtype,
-               1e-12 * ceilings.flops_per_second, 1e-12 * ceilings.bytes_per_second);
+    fmt::print(
+        "{} sequences of {} tokens, {} heads of {}, {}; matrix product {:.0f} TFLOP/s, copy {:.2f} TB/s\n",
+        options.batch, options.length, options.heads, options.head_dim, options.compute.dtype,
+        1e-12 * ceilings.flops_per_second, 1e-12 * ceilings.bytes_per_second);
     return print_operators(times, ceilings);
   }
   Table table;

@@ -101,12 +101,14 @@ double OperatorTime::floor(const Ceilings& ceilings) const {
   return std::max(flops / ceilings.flops_per_second, bytes / ceilings.bytes_per_second);
 }
 
-std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Device device, c10::ScalarType dtype,
-                                            const std::string& filter, int64_t repeats) {
+std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Device device,
+                                            c10::ScalarType dtype, const std::string& filter,
+                                            int64_t repeats) {
   Measurement measure(device, filter, repeats);
   at::manual_seed(1);
   const int64_t tokens = sizes.batch * sizes.length, width = sizes.heads * sizes.head_dim;
-  const double elements = static_cast<double>(tokens * width), e = static_cast<double>(c10::elementSize(dtype));
+  const double elements = static_cast<double>(tokens * width),
+               e = static_cast<double>(c10::elementSize(dtype));
   const double dim = static_cast<double>(sizes.head_dim), states = static_cast<double>(tokens * sizes.heads);
   const auto options = at::TensorOptions(dtype).device(device);
   const auto wide = options.dtype(dtype == at::kDouble ? at::kDouble : at::kFloat);
@@ -120,8 +122,8 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
 
   // Products of the chunked forms in chunks of 64 (docs/mathematics): 3/2 of the state's size forward …
   const auto mixer = [&](double forward_products, double backward_products) {
-    return Cost{forward_products * states * dim * dim, (4 * e * dim + 8) * states, backward_products * states * dim * dim,
-                (7 * e * dim + 16) * states};
+    return Cost{forward_products * states * dim * dim, (4 * e * dim + 8) * states,
+                backward_products * states * dim * dim, (7 * e * dim + 16) * states};
   };
   const auto rows_of = [&](const at::Tensor& x, const at::Tensor& spans) {
     Tensors parts;
@@ -130,22 +132,24 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
     return at::cat(parts);
   };
   if (measure.wants("ssd")) {
-    measure.differentiate("ssd", mixer(6, 15),
-                          {rows_of(heads(), every), heads() / std::sqrt(dim), heads(), -0.1 * per_head(), per_head()},
-                          [&](const Tensors& x) {
-                            const auto [y, state] =
-                                operators::ssd(x[0], x[1], x[2], x[3], x[4], std::nullopt, every, std::nullopt);
-                            return Tensors{y};
-                          });
+    measure.differentiate(
+        "ssd", mixer(6, 15),
+        {rows_of(heads(), every), heads() / std::sqrt(dim), heads(), -0.1 * per_head(), per_head()},
+        [&](const Tensors& x) {
+          const auto [y, state] =
+              operators::ssd(x[0], x[1], x[2], x[3], x[4], std::nullopt, every, std::nullopt);
+          return Tensors{y};
+        });
   }
   if (measure.wants("gated_delta_rule")) {
-    measure.differentiate("gated_delta_rule", mixer(10, 30),
-                          {rows_of(unit(heads()), every), unit(heads()), heads(), -0.1 * per_head(), per_head()},
-                          [&](const Tensors& x) {
-                            const auto [y, state] = operators::gated_delta_rule(
-                                x[0], x[1], x[2], x[3], x[4], every, std::nullopt, 1 / std::sqrt(dim));
-                            return Tensors{y};
-                          });
+    measure.differentiate(
+        "gated_delta_rule", mixer(10, 30),
+        {rows_of(unit(heads()), every), unit(heads()), heads(), -0.1 * per_head(), per_head()},
+        [&](const Tensors& x) {
+          const auto [y, state] = operators::gated_delta_rule(x[0], x[1], x[2], x[3], x[4], every,
+                                                              std::nullopt, 1 / std::sqrt(dim));
+          return Tensors{y};
+        });
   }
   for (const bool quarter : {false, true}) {
     const std::string name = quarter ? "attention 25%" : "attention 100%";
@@ -158,8 +162,8 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
       rows += end - begin;
       pairs += (end - begin) * (begin + end + 1) / 2;
     }
-    const double products = 4 * dim * pairs * static_cast<double>(sizes.heads),
-                 read = 2 * e * elements, queries = e * rows * static_cast<double>(width);
+    const double products = 4 * dim * pairs * static_cast<double>(sizes.heads), read = 2 * e * elements,
+                 queries = e * rows * static_cast<double>(width);
     measure.differentiate(name, {products, read + 2 * queries, 2.5 * products, 2 * read + 4 * queries},
                           {rows_of(heads(), spans), heads(), heads()}, [&](const Tensors& x) {
                             return Tensors{operators::attention(x[0], x[1], x[2], spans, 1 / std::sqrt(dim))};
@@ -169,24 +173,26 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
     return Cost{0, forward_passes * e * elements, 0, backward_passes * e * elements};
   };
   const auto matrix = [&] { return normal({tokens, width}); };
-  measure.differentiate("short_conv", plain(2, 3), {normal({sizes.batch, sizes.length, width}), at::randn({width, 4}, wide)},
-                        [&](const Tensors& x) {
-                          return Tensors{std::get<0>(operators::short_conv(x[0], x[1], std::nullopt, std::nullopt, "silu"))};
-                        });
-  measure.differentiate("gated_norm", plain(3, 5), {matrix(), matrix(), at::ones({width}, wide)}, [&](const Tensors& x) {
-    return Tensors{operators::gated_norm(x[0], x[1], x[2], 1e-5, "after_gate")};
-  });
-  measure.differentiate("gated_norm per head", plain(3, 5), {matrix(), matrix(), at::ones({sizes.head_dim}, wide)},
-                        [&](const Tensors& x) {
+  measure.differentiate(
+      "short_conv", plain(2, 3), {normal({sizes.batch, sizes.length, width}), at::randn({width, 4}, wide)},
+      [&](const Tensors& x) {
+        return Tensors{std::get<0>(operators::short_conv(x[0], x[1], std::nullopt, std::nullopt, "silu"))};
+      });
+  measure.differentiate(
+      "gated_norm", plain(3, 5), {matrix(), matrix(), at::ones({width}, wide)},
+      [&](const Tensors& x) { return Tensors{operators::gated_norm(x[0], x[1], x[2], 1e-5, "after_gate")}; });
+  measure.differentiate("gated_norm per head", plain(3, 5),
+                        {matrix(), matrix(), at::ones({sizes.head_dim}, wide)}, [&](const Tensors& x) {
                           return Tensors{operators::gated_norm(x[0], x[1], x[2], 1e-5, "before_gate")};
                         });
   measure.differentiate("swiglu", plain(3, 5), {matrix(), matrix()}, [&](const Tensors& x) {
     return Tensors{operators::gated_norm(x[0], x[1], std::nullopt, 1e-5, "after_gate")};
   });
-  measure.differentiate("add_norm", plain(4, 4), {matrix(), matrix(), at::ones({width}, wide)}, [&](const Tensors& x) {
-    const auto [sum, normed] = operators::add_norm(x[0], x[1], x[2], 1e-5);
-    return Tensors{sum, normed};
-  });
+  measure.differentiate("add_norm", plain(4, 4), {matrix(), matrix(), at::ones({width}, wide)},
+                        [&](const Tensors& x) {
+                          const auto [sum, normed] = operators::add_norm(x[0], x[1], x[2], 1e-5);
+                          return Tensors{sum, normed};
+                        });
   measure.differentiate("l2_norm", plain(2, 3), {heads()},
                         [&](const Tensors& x) { return Tensors{operators::l2_norm(x[0])}; });
   if (measure.wants("rotary")) {

@@ -87,7 +87,8 @@ std::vector<KernelTime> profile_kernels(c10::Device device, const std::function<
   }
   std::vector<KernelTime> kernels;
   for (auto& [name, kernel] : by_name) kernels.push_back(kernel);
-  std::sort(kernels.begin(), kernels.end(), [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
+  std::sort(kernels.begin(), kernels.end(),
+            [](const auto& a, const auto& b) { return a.seconds > b.seconds; });
   return kernels;
 }
 

@@ -43,8 +43,8 @@ class Optimizer {
   // √Σg² over all parameters. A parameter that no token used counts as zero.
   double gradient_norm() const;
 
-  // update() with the gradients scaled to a norm of at most `clip` (0: as they are). Returns the norm they had,
-  // 0-dimensional on the device of the weights; on a GPU nothing waits for it.
+  // update() with the gradients scaled to a norm of at most `clip` (0: as they are). Returns the norm they
+  // had, 0-dimensional on the device of the weights; on a GPU nothing waits for it.
   at::Tensor clip_and_update(int64_t step, double learning_rate, double clip);
 
   // Update number `step` (0 for the first), with every gradient multiplied by `gradient_scale`. A parameter

@@ -5,8 +5,7 @@
 #include "base/error.h"
 #include "base/nearest_name.h"
 #include "model/mixers/mixer.h"
-#include "operators/l2_norm/l2_norm.h"
-#include "operators/rotary/rotary.h"
+#include "operators/prepare_heads/prepare_heads.h"
 
 namespace oryx::model {
 
@@ -25,11 +24,14 @@ const MixerType& mixer_type(std::string_view name) {
 
 at::Tensor prepare_query(const at::Tensor& query, const MixerOptions& options, bool rotate,
                          const Selection& selection) {
-  at::Tensor prepared = query;
-  if (options.query_activation == "silu") prepared = at::silu(prepared);
-  if (options.l2_norm == "query_key") prepared = operators::l2_norm(prepared);
-  if (rotate) prepared = operators::rotary(prepared, selection.cosine, selection.sine);
-  return prepared;
+  operators::HeadSteps steps;
+  steps.silu = options.query_activation == "silu";
+  steps.l2_norm = options.l2_norm == "query_key";
+  if (rotate) {
+    steps.cosine = selection.cosine;
+    steps.sine = selection.sine;
+  }
+  return operators::prepare_heads(query, steps);
 }
 
 }  // namespace oryx::model

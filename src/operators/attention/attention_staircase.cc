@@ -178,10 +178,7 @@ at::Tensor in_blocks(const at::Tensor& rows, const at::Tensor& like, int64_t blo
   return rows.view({like.size(0) * blocks, like.size(1) / blocks, rows.size(1), rows.size(2)});
 }
 
-}  // namespace
-
-bool fits_staircase(const at::Tensor& spans, int64_t batch, int64_t time) {
-  if (block_count(time) < 4) return false;
+bool has_no_token_twice(const at::Tensor& spans, int64_t batch, int64_t time) {
   std::vector<bool> seen(static_cast<size_t>(batch * time), false);
   const auto span = spans.accessor<int64_t, 2>();
   for (int64_t i = 0; i < span.size(0); ++i) {
@@ -192,6 +189,14 @@ bool fits_staircase(const at::Tensor& spans, int64_t batch, int64_t time) {
     }
   }
   return true;
+}
+
+}  // namespace
+
+bool fits_staircase(const at::Tensor& spans, int64_t batch, int64_t time) {
+  static SpanCache<bool> cache;
+  return block_count(time) >= 4 &&
+         *cache.get(spans, batch, time, at::kCPU, [&] { return has_no_token_twice(spans, batch, time); });
 }
 
 std::tuple<at::Tensor, at::Tensor> staircase_attention(const at::Tensor& query, const at::Tensor& key,

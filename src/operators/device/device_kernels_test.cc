@@ -19,8 +19,9 @@ TEST(TileProduct, EveryLayout) {
         if (registers && (transpose_a || !transpose_b)) continue;
         const at::Tensor da = a.to(kernel_device()), db = b.to(kernel_device());
         at::Tensor c = at::full({64, 64}, NAN, da.options().dtype(at::kFloat));
-        cuda::tile_product({da.data_ptr(), db.data_ptr(), c.data_ptr<float>(), transpose_a, transpose_b, registers},
-                           cuda::stream(da));
+        cuda::tile_product(
+            {da.data_ptr(), db.data_ptr(), c.data_ptr<float>(), transpose_a, transpose_b, registers},
+            cuda::stream(da));
         const at::Tensor wide_a = a.to(at::kDouble), wide_b = b.to(at::kDouble);
         const at::Tensor want = at::mm(transpose_a ? wide_a.t() : wide_a, transpose_b ? wide_b : wide_b.t());
         EXPECT_LE(testing::relative_error(c.cpu(), want), 1e-6) << registers << transpose_a << transpose_b;

@@ -5,8 +5,8 @@
 
 namespace oryx::cuda {
 
-// c [64, 64] float32 = op(a) op(b) for bf16 matrices a, b [64, 64] (as uint16), every operand plain or transposed
-// as operators/device/tile.h says; `registers` sends A through an accumulator.
+// c [64, 64] float32 = op(a) op(b) for bf16 matrices a, b [64, 64] (as uint16), every operand plain or
+// transposed as operators/device/tile.h says; `registers` sends A through an accumulator.
 struct TileProduct {
   const void *a, *b;
   float* c;

@@ -28,15 +28,17 @@ constexpr bool is_emulated =
     false;
 #endif
 
-// From now on at::empty gives NaN, so that an element which no kernel writes shows. For a constant of the test's file.
+// From now on at::empty gives NaN, so that an element which no kernel writes shows. For a constant of the
+// test's file.
 inline bool poison_fresh_memory() {
   at::globalContext().setDeterministicAlgorithms(true, /*warn_only=*/true);
   at::globalContext().setDeterministicFillUninitializedMemory(true);
   return true;
 }
 
-// Runs `work` with the kernels serving kernel_device(): under the emulator twice, with the warps of a block in either
-// order, so that a missing barrier gives two results. `work` returns what must be the same, bit for bit.
+// Runs `work` with the kernels serving kernel_device(): under the emulator twice, with the warps of a block
+// in either order, so that a missing barrier gives two results. `work` returns what must be the same, bit for
+// bit.
 template <typename Work>
 auto with_kernels(Work work) {
 #ifdef ORYX_EMULATED

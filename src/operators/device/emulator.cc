@@ -114,7 +114,8 @@ void enter() {
 void make_stacks(size_t count) {
   if (count <= stacks_count) return;
   if (stacks != nullptr) munmap(stacks, stacks_count * kStackBytes);
-  void* memory = mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      mmap(nullptr, count * kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) throw std::bad_alloc();
   stacks = static_cast<char*>(memory);
   stacks_count = count;
@@ -218,7 +219,8 @@ void wait_groups(int allowed_pending) {
 
 void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
   if (threads % 32 != 0 || threads > 1024 || shared_bytes > 227 * 1024) {
-    throw std::runtime_error("emulator: expected whole warps, at most 1024 threads and 227 KiB of shared memory");
+    throw std::runtime_error(
+        "emulator: expected whole warps, at most 1024 threads and 227 KiB of shared memory");
   }
   make_stacks(static_cast<size_t>(threads));
   block.kernel = &kernel;
@@ -233,7 +235,8 @@ void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()
         block.last_warp = descending ? static_cast<int>(block.warps.size()) - 1 : 0;
         for (int t = 0; t < threads; ++t) {
           Thread& thread = block.threads[static_cast<size_t>(t)];
-          thread.position = {{static_cast<unsigned>(t), 0, 0}, {x, y, z}, dim3(static_cast<unsigned>(threads)), grid};
+          thread.position = {
+              {static_cast<unsigned>(t), 0, 0}, {x, y, z}, dim3(static_cast<unsigned>(threads)), grid};
           thread.warp = &block.warps[static_cast<size_t>(t) / 32];
           // The frame oryx_emulator_switch pops: six registers, then enter(); the stack is 16-byte aligned
           // before the return address.

@@ -1,5 +1,5 @@
-// Runs kernels on the CPU as the CUDA execution model says: every thread of a block is a fiber with a stack of
-// its own, and fibers change places only at barriers and warp collectives. Slow (about 1e7 multiply-adds a
+// Runs kernels on the CPU as the CUDA execution model says: every thread of a block is a fiber with a stack
+// of its own, and fibers change places only at barriers and warp collectives. Slow (about 1e7 multiply-adds a
 // second and more) and exact enough to test a kernel's logic without a GPU: shared memory starts as NaN,
 // asynchronous copies land only when they are waited for, and blocks can be run with their warps in either
 // order, so that a missing barrier shows as a difference.

@@ -1,5 +1,5 @@
-// Warp-level matrix instructions, asynchronous copies and fast functions of sm_80 and up, under one name for the
-// GPU and the emulator. Fragment layouts are those of the PTX manual; g = lane / 4, t = lane % 4.
+// Warp-level matrix instructions, asynchronous copies and fast functions of sm_80 and up, under one name for
+// the GPU and the emulator. Fragment layouts are those of the PTX manual; g = lane / 4, t = lane % 4.
 #pragma once
 
 #include "operators/device/platform.h"
@@ -38,8 +38,8 @@ __device__ inline SharedAddress shared_address(const void* pointer) {
 #endif
 }
 
-// Four 8×8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8 (16 bytes, aligned).
-// result[j]: of matrix j, row g, columns 2t and 2t+1; transposed: column g, rows 2t and 2t+1.
+// Four 8×8 matrices of 16-bit elements. Lane i gives the address of row i % 8 of matrix i / 8 (16 bytes,
+// aligned). result[j]: of matrix j, row g, columns 2t and 2t+1; transposed: column g, rows 2t and 2t+1.
 __device__ inline void load_matrices(uint32_t (&result)[4], SharedAddress row) {
 #ifdef ORYX_EMULATED
   struct Deposit {
@@ -153,8 +153,8 @@ __device__ inline uint32_t to_tf32(float x) {
 #endif
 }
 
-// c += a b in tf32: a is 16×8 (a[0]: row g, column t; a[1]: row g+8; a[2], a[3]: the same, column + 4), b is 8×8
-// (b0: row t of column g; b1: row t + 4), c as above.
+// c += a b in tf32: a is 16×8 (a[0]: row g, column t; a[1]: row g+8; a[2], a[3]: the same, column + 4), b is
+// 8×8 (b0: row t of column g; b1: row t + 4), c as above.
 __device__ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef ORYX_EMULATED
   struct Deposit {
@@ -208,7 +208,8 @@ __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-// Waits until at most `pending` of this thread's latest groups are under way. Others' copies need a barrier too.
+// Waits until at most `pending` of this thread's latest groups are under way. Others' copies need a barrier
+// too.
 template <int pending>
 __device__ inline void wait_copies() {
 #ifdef ORYX_EMULATED

@@ -1,5 +1,5 @@
-// One set of names for the two ways a kernel file is compiled: by nvcc for a GPU, and by the host compiler for
-// the emulator of emulator.h, which runs the same source on the CPU (tests on machines without a GPU).
+// One set of names for the two ways a kernel file is compiled: by nvcc for a GPU, and by the host compiler
+// for the emulator of emulator.h, which runs the same source on the CPU (tests on machines without a GPU).
 //
 // A kernel is `__global__ void name(const Arguments arguments)` with one struct of raw pointers and sizes. It
 // takes its dynamic shared memory from device::shared_memory() and synchronises with the functions below and
@@ -41,7 +41,8 @@ inline void expect_success(cudaError_t status, const char* what) {
 template <auto kernel, typename Arguments>
 void launch(dim3 grid, int threads, size_t shared_bytes, void* stream, const Arguments& arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared_bytes > 48 * 1024) {  // above that a kernel must ask, once per device; asking again costs nothing
+  if (shared_bytes >
+      48 * 1024) {  // above that a kernel must ask, once per device; asking again costs nothing
     expect_success(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shared_bytes)),
                    "shared memory of a kernel");

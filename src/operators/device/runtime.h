@@ -6,9 +6,9 @@
 
 namespace oryx::cuda {
 
-// Whether the kernels serve this tensor: it lies on a GPU of compute capability 8.0 and up, or on the CPU while
-// emulate(true) holds in a program that is linked with the emulated kernels. Other tensors take the operator's CPU
-// kernels or its composed reference.
+// Whether the kernels serve this tensor: it lies on a GPU of compute capability 8.0 and up, or on the CPU
+// while emulate(true) holds in a program that is linked with the emulated kernels. Other tensors take the
+// operator's CPU kernels or its composed reference.
 bool serves(const at::Tensor& tensor);
 
 // PyTorch's current stream on the tensor's device (cudaStream_t); null for the emulator.

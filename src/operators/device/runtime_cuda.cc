@@ -9,7 +9,9 @@ namespace oryx::cuda {
 bool serves(const at::Tensor& tensor) {
   return tensor.is_cuda() && at::cuda::getDeviceProperties(tensor.get_device())->major >= 8;
 }
-void* stream(const at::Tensor& tensor) { return c10::cuda::getCurrentCUDAStream(tensor.get_device()).stream(); }
+void* stream(const at::Tensor& tensor) {
+  return c10::cuda::getCurrentCUDAStream(tensor.get_device()).stream();
+}
 int multiprocessors(const at::Tensor& tensor) {
   return at::cuda::getDeviceProperties(tensor.get_device())->multiProcessorCount;
 }

@@ -11,8 +11,8 @@
 
 namespace oryx::operators {
 
-// What `make` says of a spans tensor, remembered for the last few of them (by identity: spans are never written
-// after they are made). Thread-safe.
+// What `make` says of a spans tensor, remembered for the last few of them (by identity: spans are never
+// written after they are made). Thread-safe.
 template <typename Value>
 class SpanCache {
  public:
@@ -44,8 +44,9 @@ class SpanCache {
 at::Tensor to_device(const std::vector<int32_t>& values, at::Device device);
 
 struct SpanTable {
-  at::Tensor row_of;    // int32 [batch · time]: the packed row of token sequence · time + t, or −1 where none is
-  at::Tensor token_of;  // int32 [N]: sequence · time + t of every packed row
+  at::Tensor
+      row_of;  // int32 [batch · time]: the packed row of token sequence · time + t, or −1 where none is
+  at::Tensor token_of;    // int32 [N]: sequence · time + t of every packed row
   bool is_unique = true;  // no token has two rows; where one has, row_of names one of them
 };
 

@@ -5,9 +5,9 @@
 
 namespace oryx::device {
 
-// `columns` is a multiple of 64; rows are 2·columns bytes. Units of 16 bytes are swizzled within a row by the row
-// number, so that eight rows of one column of units lie in different banks: neither ldmatrix nor 16-byte copies
-// conflict. The base is aligned to 128 bytes.
+// `columns` is a multiple of 64; rows are 2·columns bytes. Units of 16 bytes are swizzled within a row by the
+// row number, so that eight rows of one column of units lie in different banks: neither ldmatrix nor 16-byte
+// copies conflict. The base is aligned to 128 bytes.
 template <int columns>
 struct Tile {
   static_assert(columns % 64 == 0);
@@ -29,9 +29,9 @@ struct Tile {
   }
 };
 
-// Copies rows [0, rows) × [0, columns) from global memory with all `threads` threads of the block; rows at and past
-// `valid_rows` become zero (and are not read). row_pointer(row) gives the address of the first element of a row,
-// 16-byte aligned. Asynchronous: commit and wait.
+// Copies rows [0, rows) × [0, columns) from global memory with all `threads` threads of the block; rows at
+// and past `valid_rows` become zero (and are not read). row_pointer(row) gives the address of the first
+// element of a row, 16-byte aligned. Asynchronous: commit and wait.
 template <int columns, int rows, int threads, typename RowPointer>
 __device__ inline void load_tile(Tile<columns> tile, int valid_rows, RowPointer row_pointer) {
   constexpr int units = columns / 8;
@@ -43,8 +43,8 @@ __device__ inline void load_tile(Tile<columns> tile, int valid_rows, RowPointer 
   }
 }
 
-// How an operand lies in its tile: `plain` is A as [m][k] and B as [n][k] (both run along the summed index k),
-// `transposed` is A as [k][m] and B as [k][n].
+// How an operand lies in its tile: `plain` is A as [m][k] and B as [n][k] (both run along the summed index
+// k), `transposed` is A as [k][m] and B as [k][n].
 enum class Layout { plain, transposed };
 
 // A fragment of 16 rows (m0 …) by 16 summed columns (k0 …).
@@ -58,7 +58,8 @@ __device__ inline void load_a(uint32_t (&a)[4], Tile<columns> tile, int m0, int 
   }
 }
 
-// Fragments of two neighbouring groups of 8 columns (n0 …, n0 + 8 …): b[0], b[1] are the first, b[2], b[3] the second.
+// Fragments of two neighbouring groups of 8 columns (n0 …, n0 + 8 …): b[0], b[1] are the first, b[2], b[3]
+// the second.
 template <Layout layout, int columns>
 __device__ inline void load_b(uint32_t (&b)[4], Tile<columns> tile, int n0, int k0) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -116,7 +117,8 @@ struct Accumulator {
   }
 };
 
-// sum += A B over k in [k0, k1) (multiples of 16), for rows m0 … of A and columns n0 … of B. column_tiles is even.
+// sum += A B over k in [k0, k1) (multiples of 16), for rows m0 … of A and columns n0 … of B. column_tiles is
+// even.
 template <Layout layout_a, Layout layout_b, int row_tiles, int column_tiles, int columns_a, int columns_b>
 __device__ inline void multiply(Accumulator<row_tiles, column_tiles>& sum, Tile<columns_a> a_tile, int m0,
                                 Tile<columns_b> b_tile, int n0, int k0, int k1) {

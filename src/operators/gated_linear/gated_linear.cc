@@ -41,8 +41,8 @@ class GatedLinear : public torch::autograd::Function<GatedLinear> {
       for (at::Tensor& input : inputs) {
         if (input.defined()) input = input.detach().set_requires_grad(true);
       }
-      inner = gated_norm(inputs[0], present(inputs[1]), present(inputs[2]), context->saved_data["eps"].toDouble(),
-                         context->saved_data["order"].toStringRef());
+      inner = gated_norm(inputs[0], present(inputs[1]), present(inputs[2]),
+                         context->saved_data["eps"].toDouble(), context->saved_data["order"].toStringRef());
     }
     const auto [d_inner, d_weight] = linear_gradients(inner.detach(), weight, upstream[0]);
     variable_list leaves;

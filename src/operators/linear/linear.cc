@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "operators/activations.h"
 #include "operators/device/runtime.h"
@@ -22,6 +24,9 @@ using Rows = std::vector<std::optional<at::Tensor>>;
 
 // Products with at most this many rows are matrix–vector products, bound by reading the weight.
 constexpr int64_t kFewRows = 16;
+// On a GPU weights with fewer outputs than this share one product: alone each would read all of x for a
+// sliver of work, and by a slow kernel where its rows are no multiple of 16 bytes.
+constexpr int64_t kNarrow = 64;
 
 void check(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Rows& rows) {
   expect_activations("linear", "x", x);
@@ -58,7 +63,8 @@ at::Tensor select(const at::Tensor& x, const std::optional<at::Tensor>& rows) {
   if (!cuda::serves(x)) return x.index_select(0, *rows);
   const at::Tensor from = x.contiguous(), indices = rows->contiguous();
   at::Tensor packed = at::empty({indices.numel(), x.size(1)}, x.options());
-  cuda::gather_rows(device_rows(indices, x), from.const_data_ptr(), packed.mutable_data_ptr(), cuda::stream(x));
+  cuda::gather_rows(device_rows(indices, x), from.const_data_ptr(), packed.mutable_data_ptr(),
+                    cuda::stream(x));
   return packed;
 }
 
@@ -84,15 +90,63 @@ std::vector<at::Tensor> multiply_few_rows(const at::Tensor& x, const std::vector
   return y;
 }
 
+// The weights of projections() that share a product, one below the other, with zeros up to a multiple of 8
+// rows.
+struct NarrowWeights {
+  std::vector<size_t> members;
+  std::vector<int64_t> first;  // the row of each in the joined weight
+  int64_t rows = 0;
+
+  NarrowWeights(const at::Tensor& x, at::TensorList weights, const Rows& selected) {
+    if (!x.is_cuda()) return;
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (selected[i] || weights[i].size(0) >= kNarrow) continue;
+      members.push_back(i);
+      first.push_back(rows);
+      rows += weights[i].size(0);
+    }
+    rows = (rows + 7) / 8 * 8;
+  }
+
+  bool has(size_t i) const { return std::find(members.begin(), members.end(), i) != members.end(); }
+
+  at::Tensor joined(const at::Tensor& x, at::TensorList weights) const {
+    at::Tensor weight = at::zeros({rows, x.size(1)}, x.options());
+    for (size_t j = 0; j < members.size(); ++j) {
+      const at::Tensor& member = weights[members[j]];
+      weight.narrow(0, first[j], member.size(0)).copy_(member);
+    }
+    return weight;
+  }
+
+  // The gradients of their results side by side [N, rows].
+  at::Tensor joined_gradients(const at::Tensor& x, const variable_list& upstream) const {
+    at::Tensor gradients = at::zeros({x.size(0), rows}, x.options());
+    for (size_t j = 0; j < members.size(); ++j) {
+      const at::Tensor& member = upstream[members[j]];
+      if (member.defined()) gradients.narrow(1, first[j], member.size(1)).copy_(member);
+    }
+    return gradients;
+  }
+};
+
 std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                  const Rows& rows) {
   bool few = x.is_cpu();
   for (const std::optional<at::Tensor>& selected : rows)
     few &= (selected ? selected->numel() : x.size(0)) <= kFewRows;
   if (few) return multiply_few_rows(x, weights, rows);
-  std::vector<at::Tensor> y;
+  const NarrowWeights narrow(x, weights, rows);
+  std::vector<at::Tensor> y(weights.size());
+  if (!narrow.members.empty()) {
+    const at::Tensor joined = at::mm(x, narrow.joined(x, weights).t());
+    for (size_t j = 0; j < narrow.members.size(); ++j) {
+      const size_t i = narrow.members[j];
+      y[i] = joined.narrow(1, narrow.first[j], weights[i].size(0)).contiguous();
+    }
+  }
   for (size_t i = 0; i < weights.size(); ++i) {
-    y.push_back(at::mm(select(x, rows[i]), weights[i].to(x.scalar_type()).t()));
+    if (!narrow.has(i)) y[i] = at::mm(select(x, rows[i]), weights[i].to(x.scalar_type()).t());
   }
   return y;
 }
@@ -136,15 +190,23 @@ void add_rows(const at::Tensor& from, const at::Tensor& rows, at::Tensor& to) {
 
 at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, const Rows& rows,
                           const variable_list& upstream) {
-  // On a GPU the sum over the weights is kept in the type of x: a float32 buffer would double the traffic of a pass
-  // that is bound by memory, for a rounding as small as those of its terms.
-  const at::TensorOptions options = x.options().dtype(x.is_cuda() ? x.scalar_type() : accumulate_type(x.scalar_type()));
+  // On a GPU the sum over the weights is kept in the type of x: a float32 buffer would double the traffic of
+  // a pass that is bound by memory, for a rounding as small as those of its terms.
+  const at::TensorOptions options =
+      x.options().dtype(x.is_cuda() ? x.scalar_type() : accumulate_type(x.scalar_type()));
   at::Tensor gradient = at::empty(x.sizes(), options);
   bool written = false;
+  const NarrowWeights narrow(x, weights, rows);
+  if (!narrow.members.empty()) {
+    add_product(narrow.joined_gradients(x, upstream), false, narrow.joined(x, weights), false, gradient);
+    written = true;
+  }
   // Weights that read every row first: the first of them writes the buffer, and no zeros are needed.
   for (const bool subset : {false, true}) {
     for (size_t i = 0; i < weights.size(); ++i) {
-      if (rows[i].has_value() != subset || !upstream[i].defined() || upstream[i].size(0) == 0) continue;
+      if (rows[i].has_value() != subset || !upstream[i].defined() || upstream[i].size(0) == 0 ||
+          narrow.has(i))
+        continue;
       const at::Tensor weight = weights[i].to(x.scalar_type()).contiguous();
       if (!subset) {
         add_product(upstream[i].contiguous(), false, weight, written, gradient);
@@ -163,8 +225,8 @@ at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, con
 }
 
 // Of `weight` from y = x[rows] Wᵀ.
-at::Tensor weight_gradient(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& rows,
-                           const at::Tensor& upstream) {
+at::Tensor weight_gradient(const at::Tensor& x, const at::Tensor& weight,
+                           const std::optional<at::Tensor>& rows, const at::Tensor& upstream) {
   at::Tensor gradient = at::empty(weight.sizes(), weight.options().dtype(accumulate_type(x.scalar_type())));
   add_product(upstream.contiguous(), true, select(x, rows).contiguous(), false, gradient);
   return gradient.to(weight.scalar_type());
@@ -193,8 +255,19 @@ class Projections : public torch::autograd::Function<Projections> {
     }
     variable_list gradients(count + 2);  // x, the weights, and rows, which has none
     if (context->needs_input_grad(0)) gradients[0] = input_gradient(x, weights, rows, upstream);
+    const NarrowWeights narrow(x, weights, rows);
+    if (!narrow.members.empty()) {
+      at::Tensor joined =
+          at::empty({narrow.rows, x.size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
+      add_product(narrow.joined_gradients(x, upstream), true, x.contiguous(), false, joined);
+      for (size_t j = 0; j < narrow.members.size(); ++j) {
+        const at::Tensor& weight = weights[narrow.members[j]];
+        gradients[1 + narrow.members[j]] =
+            joined.narrow(0, narrow.first[j], weight.size(0)).to(weight.scalar_type());
+      }
+    }
     for (size_t i = 0; i < count; ++i) {
-      if (!upstream[i].defined() || !context->needs_input_grad(1 + i)) continue;
+      if (!upstream[i].defined() || !context->needs_input_grad(1 + i) || narrow.has(i)) continue;
       gradients[1 + i] = weight_gradient(x, weights[i], rows[i], upstream[i]);
     }
     return gradients;
@@ -214,7 +287,8 @@ std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList w
 
 std::pair<at::Tensor, at::Tensor> linear_gradients(const at::Tensor& x, const at::Tensor& weight,
                                                    const at::Tensor& upstream) {
-  return {input_gradient(x, {weight}, {std::nullopt}, {upstream}), weight_gradient(x, weight, std::nullopt, upstream)};
+  return {input_gradient(x, {weight}, {std::nullopt}, {upstream}),
+          weight_gradient(x, weight, std::nullopt, upstream)};
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {

@@ -12,7 +12,8 @@ namespace oryx::operators {
 // y = x Wᵀ.
 //
 //   x      [N, in]     float32, float64 or bfloat16
-//   weight [out, in]   dtype of x; or float32 with a bfloat16 x: the weight is a master copy, rounded to bfloat16
+//   weight [out, in]   dtype of x; or float32 with a bfloat16 x: the weight is a master copy, rounded to
+//   bfloat16
 //                      for the product (and again in backward: nothing is kept), its gradient is float32
 // Returns [N, out], dtype of x. Sums are in the accumulate type (float64 for float64, else float32).
 // Differentiable in x and weight; saves them, nothing else.
@@ -27,8 +28,8 @@ std::pair<at::Tensor, at::Tensor> linear_gradients(const at::Tensor& x, const at
                                                    const at::Tensor& upstream);
 
 // y_i = x[rows_i] W_iᵀ for several weights over one input, as one node of the autograd graph: backward sums
-// the gradient of x over all of them in one buffer (for bfloat16 in float32, rounded once; on a GPU rounded at each
-// of the sums).
+// the gradient of x over all of them in one buffer (for bfloat16 in float32, rounded once; on a GPU rounded
+// at each of the sums).
 //
 //   weights  [out_i, in] each, as in linear()
 //   rows     one per weight: nothing (all rows) or int64 indices [n_i] into x on its device, in any order,

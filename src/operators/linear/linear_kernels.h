@@ -5,7 +5,8 @@
 
 namespace oryx::cuda {
 
-// Matrices of `row_bytes` a row, contiguous; rows[r] names a row of the large one for row r of the packed one.
+// Matrices of `row_bytes` a row, contiguous; rows[r] names a row of the large one for row r of the packed
+// one.
 struct Rows {
   const int64_t* rows;
   int64_t count;
