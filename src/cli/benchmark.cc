@@ -44,23 +44,25 @@ struct Timing {
   double model_flops_share = 0;  // of the device's rate of matrix products; 0 where not measured
 };
 
-// The parts of a training step, by what the names of their kernels contain; the first that matches counts.
+// The parts of a training step, by what the names of their kernels (and of the kernels' arguments) contain;
+// the first that matches counts.
 struct Part {
   const char* name;
   std::vector<const char*> patterns;
 };
 const std::array parts = {
-    Part{"ssd", {"ssd"}},
-    Part{"gated delta rule", {"gated_delta", "delta_rule"}},
-    Part{"attention", {"attention", "fmha", "flash", "cudnn"}},
-    Part{"short convolution", {"short_conv"}},
-    Part{"norms and gates", {"norm_kernel", "gated_norm", "add_norm", "product"}},
-    Part{"rotary and L2 norm", {"rotary", "l2_norm", "prepare_heads"}},
-    Part{"loss", {"cross_entropy", "softmax_loss"}},
-    Part{"optimizer", {"adamw", "sum_squares", "global_norm"}},
-    Part{"rows", {"gather", "add_kernel", "rows", "scatter"}},
+    Part{"ssd", {"Ssd"}},
+    Part{"gated delta rule", {"GatedDelta"}},
+    Part{"attention", {"Attention", "sdpa", "fmha", "flash"}},
+    Part{"short convolution", {"Conv"}},
+    Part{"norms and gates", {"Norm"}},
+    Part{"queries and keys", {"HeadTensors"}},
+    Part{"loss", {"RowLosses", "Upstream"}},
+    Part{"optimizer", {"Adamw", "Squares"}},
+    Part{"rows", {"gather_kernel", "add_kernel", "RowMerge"}},
     Part{"matrix products", {"gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"}},
-    Part{"copies", {"Memcpy", "Memset", "copy_kernel", "direct_copy"}},
+    Part{"copies and fills", {"Memcpy", "Memset", "copy_kernel", "FillFunctor"}},
+    Part{"sums of gradients", {"CUDAFunctor_add"}},
     Part{"other", {""}},
 };
 
