@@ -189,15 +189,22 @@ __device__ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// Copies 16 bytes from global to shared memory, or writes zeros where not `valid`; lands by wait_copies().
+// Copies 16 (or 8 or 4) bytes from global to shared memory, or writes zeros where not `valid`; lands by wait_copies().
+template <int size = 16>
 __device__ inline void copy_async(void* shared, const void* global, bool valid = true) {
 #ifdef ORYX_EMULATED
-  emulator::copy_async(shared, global, 16, valid ? 16 : 0);
+  emulator::copy_async(shared, global, size, valid ? size : 0);
 #else
   const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes)
-               : "memory");
+  const int bytes = valid ? size : 0;
+  if constexpr (size == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(global), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(address), "l"(global), "r"(bytes),
+                 "n"(size)
+                 : "memory");
+  }
 #endif
 }
 // Ends a group of this thread's copies.

@@ -82,8 +82,13 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
                                         sums.mutable_data_ptr()};
       cuda::serves(x) ? cuda::short_conv_backward(arguments, x) : cpu::short_conv_backward(arguments);
     }
-    return {
-        dx, sums.slice(0, 0, width).t().contiguous(), bias ? sums.select(0, width) : at::Tensor(), dtail, {}};
+    // The kernels of the CPU leave [width + 1, channels], the GPU's the weight as it lies in memory, then the
+    // bias.
+    const bool by_channel = cuda::serves(x);
+    const at::Tensor flat = sums.view({-1});
+    const at::Tensor dweight = by_channel ? flat.narrow(0, 0, channels * width).view({channels, width})
+                                          : sums.narrow(0, 0, width).t().contiguous();
+    return {dx, dweight, bias ? flat.narrow(0, channels * width, channels) : at::Tensor(), dtail, {}};
   }
 };
 }  // namespace

@@ -22,13 +22,14 @@ ConvTensors describe(const operators::ShortConvInput& a) {
   return t;
 }
 
-// Four elements at a time.
+// Four elements at a time, and the weight's rows of four.
 bool is_aligned(const ConvTensors& t) {
   const int64_t bytes = 4 * device::bytes_of(t.element);
   for (const void* pointer :
        {t.x, t.tail, static_cast<const void*>(t.y), static_cast<const void*>(t.new_tail), t.dy, t.dnew_tail,
         static_cast<const void*>(t.dx), static_cast<const void*>(t.dtail)})
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;
+  if (reinterpret_cast<uintptr_t>(t.weight) % 16 != 0) return false;
   return t.channels % 4 == 0 && t.x_batch_stride % 4 == 0 && t.x_time_stride % 4 == 0;
 }
 

@@ -12,7 +12,7 @@ inline constexpr int conv_block = 256;
 
 // Rows of x are contiguous along the channels; everything else is contiguous. weight, bias and their
 // gradients are of the accumulate type. `aligned`: four elements at a time reach every row of x and of the
-// tensors of its shape.
+// tensors of its shape, and 16 bytes the weight.
 struct ConvTensors {
   device::Element element;
   bool silu, aligned;
@@ -29,8 +29,8 @@ struct ConvTensors {
   const void* dnew_tail;  // or null
   void* dx;
   void* dtail;     // or null
-  void* partials;  // [batch · ceil(time / conv_block), width + 1, channels]
-  void* sums;      // [width + 1, channels]: weight by tap, then bias
+  void* partials;  // [batch · ceil(time / conv_block), channels · (width + 1)]
+  void* sums;      // [channels · (width + 1)]: the weight [channels, width], then the bias
 };
 
 void conv_forward(const ConvTensors& tensors, void* stream);
