@@ -127,7 +127,7 @@ void report(const Options& options, Timing timing) {
 }
 
 at::Tensor random_tokens(const model::ModelConfig& config, int64_t batch, int64_t time, at::Device device) {
-  return at::randint(config.vocabulary, {batch, time}, at::TensorOptions(at::kLong)).to(device);
+  return at::randint(config.vocabulary, {batch, time}, at::TensorOptions(at::kLong).device(device));
 }
 
 model::Weights random_weights(const model::ModelConfig& config, at::ScalarType dtype, at::Device device) {

@@ -5,8 +5,9 @@
     compare_losses.py compare DIR_CPU DIR_CUDA [--tolerance 0.03]
 
 Both draw the same weights, batches and schedules, so the losses part only by rounding: `compare` fails where the mean
-difference over the last twenty steps, or any difference in the first ten, exceeds the tolerance (nats). The two halves
-can run on different machines.
+difference over the last twenty steps, or any difference in the first ten, exceeds the tolerance (nats). The learning
+rate is a mild one: at the recipes' own rates the early steps of the plain Transformer are chaotic, and two runs on the
+CPU that differ in nothing but rounding end 0.2 nats apart. The two halves can run on different machines.
 """
 
 import argparse
@@ -25,7 +26,7 @@ def train(options):
     for recipe in options.recipes:
         run = options.output / recipe.stem
         command = [options.oryx, "train", recipe, f"data.train=['{options.data}']", "data.validation=[]",
-                   f"training.steps={options.steps}", "training.validation_every=0", "training.checkpoint_every=0",
+                   f"training.steps={options.steps}", f"training.learning_rate={options.learning_rate}", "training.validation_every=0", "training.checkpoint_every=0",
                    f"training.dtype={'bfloat16' if options.device == 'cuda' else 'float32'}",
                    f"run.directory={run}", "--device", options.device]
         subprocess.run(list(map(str, command)), check=True)
@@ -60,6 +61,7 @@ def main():
     command.add_argument("--output", type=pathlib.Path, required=True)
     command.add_argument("--oryx", type=pathlib.Path, default="build/oryx")
     command.add_argument("--steps", type=int, default=100)
+    command.add_argument("--learning-rate", type=float, default=1e-3)
     command.set_defaults(run=train)
     command = commands.add_parser("compare")
     command.add_argument("cpu", type=pathlib.Path)
