@@ -31,9 +31,9 @@ namespace oryx::operators {
 // (once; where composed, as often as ATen). Saves only its inputs for backward. Deterministic. Throws Error
 // on other shapes, types or spans.
 //
-// CUDA tensors: kernels for bfloat16 with Dk and Dv of 64 or 128 and no token in two spans (a bfloat16 copy
-// of the state before every chunk is scratch, and of its gradient in backward); without gradients, up to 15
-// tokens go token by token, in float32 too. Everything else is ssd_chunked.
+// CUDA tensors: kernels for bfloat16 with Dk and Dv of 64 or 128 and no token in two spans (scratch of
+// backward is a bfloat16 copy of the state before every chunk and of its gradient); without gradients, up to
+// 15 tokens go token by token, in float32 too. Everything else is ssd_chunked.
 std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor& key,
                                        const at::Tensor& value, const at::Tensor& log_decay,
                                        const at::Tensor& step, const std::optional<at::Tensor>& skip,

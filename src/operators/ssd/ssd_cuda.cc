@@ -17,33 +17,24 @@ namespace {
 // way.
 constexpr int64_t most_step_tokens = 15;
 
-// Which pieces of a sequence hold rows.
-struct PieceTable {
-  at::Tensor has_rows;  // int32 [batch, padded steps of kSsdStep tokens]
-  at::Tensor active;    // int32 [n] sequence · chunks + chunk of the output chunks with rows
+// Which chunks of a sequence hold rows: int32 [batch, chunks].
+struct ChunkTable {
+  at::Tensor has_rows;
 };
 
-std::shared_ptr<const PieceTable> piece_table(const at::Tensor& spans, int64_t batch, int64_t time,
+std::shared_ptr<const ChunkTable> chunk_table(const at::Tensor& spans, int64_t batch, int64_t time,
                                               at::Device device) {
-  static SpanCache<PieceTable> cache;
+  static SpanCache<ChunkTable> cache;
   return cache.get(spans, batch, time, device, [&] {
-    const int64_t steps = (time + cuda::kSsdStep - 1) / cuda::kSsdStep;
-    const int64_t chunks = (time + cuda::kSsdOutputChunk - 1) / cuda::kSsdOutputChunk;
-    std::vector<int32_t> has_rows(static_cast<size_t>(batch * steps)), active;
+    const int64_t chunks = (time + cuda::kSsdChunk - 1) / cuda::kSsdChunk;
+    std::vector<int32_t> has_rows(static_cast<size_t>(batch * chunks));
     const auto rows = spans.accessor<int64_t, 2>();
     for (int64_t i = 0; i < rows.size(0); ++i) {
       if (rows[i][1] == rows[i][2]) continue;
-      const auto first = has_rows.begin() + rows[i][0] * steps;
-      std::fill(first + rows[i][1] / cuda::kSsdStep, first + (rows[i][2] - 1) / cuda::kSsdStep + 1, 1);
+      const auto first = has_rows.begin() + rows[i][0] * chunks;
+      std::fill(first + rows[i][1] / cuda::kSsdChunk, first + (rows[i][2] - 1) / cuda::kSsdChunk + 1, 1);
     }
-    for (int64_t piece = 0; piece < batch * chunks; ++piece) {
-      const int64_t begin = piece % chunks * cuda::kSsdOutputChunk / cuda::kSsdStep;
-      const int64_t end = std::min(begin + cuda::kSsdOutputChunk / cuda::kSsdStep, steps);
-      const auto first = has_rows.begin() + piece / chunks * steps;
-      if (std::find(first + begin, first + end, 1) != first + end)
-        active.push_back(static_cast<int32_t>(piece));
-    }
-    return PieceTable{to_device(has_rows, device), to_device(active, device)};
+    return ChunkTable{to_device(has_rows, device)};
   });
 }
 
@@ -60,12 +51,12 @@ struct Call {
   cpu::MixerShape shape;
   at::Tensor query, key, value, initial_state;
   std::shared_ptr<const SpanTable> spans;
-  std::shared_ptr<const PieceTable> pieces;
+  std::shared_ptr<const ChunkTable> table;
   void* stream;
   at::Tensor decay_storage;
   cuda::SsdDecay decay{};
 
-  Call(const SsdInputs& given, int64_t chunk)
+  explicit Call(const SsdInputs& given)
       : in(given),
         shape(given.shape),
         query(aligned(given.query)),
@@ -73,11 +64,11 @@ struct Call {
         value(aligned(given.value)),
         initial_state(given.initial_state.defined() ? aligned(given.initial_state) : given.initial_state),
         spans(span_table(given.spans, shape.batch, shape.time, value.device())),
-        pieces(piece_table(given.spans, shape.batch, shape.time, value.device())),
+        table(chunk_table(given.spans, shape.batch, shape.time, value.device())),
         stream(cuda::stream(value)) {
-    shape.chunk = chunk;
-    shape.chunks = (shape.time + chunk - 1) / chunk;
-    const int64_t tokens = streams() * shape.chunks * chunk;
+    shape.chunk = cuda::kSsdChunk;
+    shape.chunks = (shape.time + shape.chunk - 1) / shape.chunk;
+    const int64_t tokens = streams() * shape.chunks * shape.chunk;
     decay_storage = at::empty({5 * tokens}, in.log_decay.options());
     auto* base = decay_storage.mutable_data_ptr<float>();
     decay = {base, base + 2 * tokens, base + 3 * tokens, base + 4 * tokens};
@@ -87,36 +78,46 @@ struct Call {
 
   int64_t streams() const { return shape.batch * shape.state_heads; }
 
-  // The states before every chunk (where `states` is defined) and after the last (where `last` is).
-  void walk(cuda::SsdWalk walk, const at::Tensor& first, const at::Tensor& states,
-            const at::Tensor& last) const {
+  // Launches what walks over a sequence from the state `first` (or zero) to `last` (or nowhere), in about
+  // `segments` segments of two chunks and more.
+  template <typename Arguments, typename Launch>
+  void in_segments(Arguments arguments, const at::Tensor& first, const at::Tensor& last, int64_t segments,
+                   Launch launch) const {
     const int64_t state_size = shape.key_dim * shape.value_dim;
     const auto data = [](const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr<float>() : nullptr; };
-    // Two blocks for every multiprocessor, in segments of two chunks and more.
-    const int64_t blocks = streams() * (shape.value_dim / 64);
-    const int64_t wanted = std::max<int64_t>(1, 2 * cuda::multiprocessors(value) / blocks);
-    walk.shape = shape;
-    walk.gamma = decay.gamma;
-    walk.segment_chunks = std::max<int64_t>(2, (shape.chunks + wanted - 1) / wanted);
-    walk.segments = (shape.chunks + walk.segment_chunks - 1) / walk.segment_chunks;
-    walk.first_state = data(first);
+    arguments.shape = shape;
+    arguments.segment_chunks = std::max<int64_t>(2, (shape.chunks + segments - 1) / segments);
+    arguments.segments = (shape.chunks + arguments.segment_chunks - 1) / arguments.segment_chunks;
+    arguments.first_state = data(first);
     at::Tensor storage, factor;
-    if (walk.segments > 1) {
-      storage = at::empty({streams() * walk.segments, state_size}, in.log_decay.options());
-      factor = at::empty({streams() * walk.segments}, in.log_decay.options());
-      cuda::SsdWalk local = walk;
+    if (arguments.segments > 1) {
+      storage = at::empty({streams() * arguments.segments, state_size}, in.log_decay.options());
+      factor = at::empty({streams() * arguments.segments}, in.log_decay.options());
+      Arguments local = arguments;
       local.is_local = true;
       local.first_state = nullptr;
       local.last_state = data(storage);
       local.last_factor = data(factor);
-      cuda::ssd_walk(local, stream);
+      launch(local);
       cuda::ssd_join_segments(
-          {streams(), walk.segments, state_size, data(storage), data(factor), data(first)}, stream);
-      walk.first_state = data(storage);
+          {streams(), arguments.segments, state_size, data(storage), data(factor), data(first)}, stream);
+      arguments.first_state = data(storage);
     }
-    walk.states = states.defined() ? states.mutable_data_ptr() : nullptr;
-    walk.last_state = data(last);
-    cuda::ssd_walk(walk, stream);
+    arguments.last_state = data(last);
+    launch(arguments);
+  }
+
+  // The states before every chunk and after the last (where `last` is defined). Three blocks fit into a
+  // multiprocessor.
+  void walk(cuda::SsdWalk walk, const at::Tensor& first, const at::Tensor& states,
+            const at::Tensor& last) const {
+    const int64_t blocks = streams() * (shape.value_dim / 64);
+    walk.gamma = decay.gamma;
+    in_segments(walk, first, last, std::max<int64_t>(1, 3 * cuda::multiprocessors(value) / blocks),
+                [&](cuda::SsdWalk arguments) {
+                  arguments.states = arguments.is_local ? nullptr : states.mutable_data_ptr();
+                  cuda::ssd_walk(arguments, stream);
+                });
   }
 
   void walk_forward(const at::Tensor& states, const at::Tensor& last) const {
@@ -176,40 +177,38 @@ bool ssd_steps_serve(const SsdInputs& in) {
 std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate) {
   const c10::OptionalDeviceGuard guard(in.value.device());
   if (!differentiate && ssd_steps_serve(in)) return steps(in);
-  const Call call(in, cuda::kSsdOutputChunk);
+  const Call call(in);
   const cpu::MixerShape& s = call.shape;
   at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
   at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
-  const int64_t active = call.pieces->active.size(0);
-  const at::Tensor states = active > 0 ? call.states() : at::Tensor();
-  call.walk_forward(states, state);
-  if (active > 0) {
-    cuda::ssd_output({.shape = s,
-                      .query = packed_rows(call.query),
-                      .key = token_rows(call.key),
-                      .value = token_rows(call.value),
-                      .output = packed_rows(output),
-                      .skip = static_cast<const float*>(pointer(in.skip)),
-                      .row_of = call.spans->row_of.const_data_ptr<int32_t>(),
-                      .active = call.pieces->active.const_data_ptr<int32_t>(),
-                      .active_count = active,
-                      .decay = call.decay,
-                      .states = states.const_data_ptr()},
-                     call.stream);
-  }
+  cuda::SsdForward forward{};
+  forward.query = packed_rows(call.query);
+  forward.key = token_rows(call.key);
+  forward.value = token_rows(call.value);
+  forward.output = packed_rows(output);
+  forward.skip = static_cast<const float*>(pointer(in.skip));
+  forward.row_of = call.spans->row_of.const_data_ptr<int32_t>();
+  forward.has_rows = call.table->has_rows.const_data_ptr<int32_t>();
+  forward.decay = call.decay;
+  // Two blocks fit into a multiprocessor; segments cost a second pass over key and value, which only pays
+  // where most multiprocessors would be idle.
+  const int64_t blocks = s.batch * s.output_heads, multiprocessors = cuda::multiprocessors(in.value);
+  call.in_segments(forward, call.initial_state, state,
+                   3 * blocks >= 2 * multiprocessors ? 1 : 2 * multiprocessors / blocks,
+                   [&](const cuda::SsdForward& a) { cuda::ssd_forward(a, call.stream); });
   return {output, state};
 }
 
 SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output_given,
                                const at::Tensor& d_state_given) {
   const c10::OptionalDeviceGuard guard(in.value.device());
-  const Call call(in, cuda::kSsdGradientChunk);
+  const Call call(in);
   const cpu::MixerShape& s = call.shape;
   const at::Tensor d_output = d_output_given.defined() ? aligned(d_output_given) : d_output_given;
   const at::Tensor d_state = d_state_given.defined() ? aligned(d_state_given) : d_state_given;
   // Without a gradient of the output there are no rows.
   const at::Tensor has_rows =
-      d_output.defined() ? call.pieces->has_rows : at::zeros_like(call.pieces->has_rows);
+      d_output.defined() ? call.table->has_rows : at::zeros_like(call.table->has_rows);
   const auto* row_of = call.spans->row_of.const_data_ptr<int32_t>();
 
   const at::TensorOptions wide = in.log_decay.options();

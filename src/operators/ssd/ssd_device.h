@@ -16,19 +16,80 @@ __device__ inline const bf16* packed_row(const cpu::RowView& view, int64_t row, 
   return static_cast<const bf16*>(view.data) + row * view.time + head * view.head;
 }
 
-// As load_tile, for rows that lie anywhere: row_pointer(row, pass) is null where the row is zero, `pass`
-// counts the calls of a thread. `anywhere` is an address that may be read.
+// As load_tile, for rows that lie `stride` elements apart. A pass of the block over rows takes a multiple of
+// the tile's swizzle: all addresses of a thread are constants away from the first.
+template <int columns, int rows, int threads>
+__device__ inline void load_even_rows(Tile<columns> tile, int valid_rows, const bf16* first, int64_t stride) {
+  constexpr int units = columns / 8, apart = threads / units;
+  static_assert(threads % (8 * units) == 0 && rows % apart == 0);
+  const int row = static_cast<int>(threadIdx.x) / units, column = static_cast<int>(threadIdx.x) % units * 8;
+  bf16* to = tile.unit(row, column);
+  const bf16* from = first + row * stride + column;
+#pragma unroll
+  for (int pass = 0; pass < rows / apart; ++pass) {
+    const bool valid = row + pass * apart < valid_rows;
+    copy_async(to + pass * apart * columns, valid ? from : first, valid);
+    from += apart * stride;
+  }
+}
+
+// The same for rows that lie anywhere: row_pointer(row, pass) is null where the row is zero, `pass` counts
+// the calls of a thread. `anywhere` is an address that may be read.
 template <int columns, int rows, int threads, typename RowPointer>
 __device__ inline void load_rows(Tile<columns> tile, const void* anywhere, RowPointer row_pointer) {
-  constexpr int units = columns / 8;
-  static_assert(rows * units % threads == 0);
+  constexpr int units = columns / 8, apart = threads / units;
+  static_assert(threads % (8 * units) == 0 && rows % apart == 0);
+  const int row = static_cast<int>(threadIdx.x) / units, column = static_cast<int>(threadIdx.x) % units * 8;
+  bf16* to = tile.unit(row, column);
 #pragma unroll
-  for (int pass = 0; pass < rows * units / threads; ++pass) {
-    const int i = static_cast<int>(threadIdx.x) + pass * threads;
-    const int row = i / units, column = i % units * 8;
-    const bf16* source = row_pointer(row, pass);
-    copy_async(tile.unit(row, column),
+  for (int pass = 0; pass < rows / apart; ++pass) {
+    const bf16* source = row_pointer(row + pass * apart, pass);
+    copy_async(to + pass * apart * columns,
                source != nullptr ? source + column : static_cast<const bf16*>(anywhere), source != nullptr);
+  }
+}
+
+// What load_a and load_b read, from one address of a lane: a tile's swizzle turns steps along a row, of an
+// even number of units, into an exclusive or. Takes fewer registers than one address for every step. The tile
+// is aligned to its rows.
+template <Layout layout, int columns>
+class Fragments {
+ public:
+  // Of the left operand from row m0 on, or of the right operand from column n0 on.
+  __device__ static Fragments left(Tile<columns> tile, int m0) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    return Fragments(is_plain ? tile.unit(m0 + lane % 16, lane / 16 * 8)
+                              : tile.unit(lane % 8 + lane / 16 * 8, m0 + lane / 8 % 2 * 8));
+  }
+  __device__ static Fragments right(Tile<columns> tile, int n0) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    return Fragments(is_plain ? tile.unit(n0 + lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8)
+                              : tile.unit(lane % 8 + lane / 8 % 2 * 8, n0 + lane / 16 * 8));
+  }
+  // As load_a(.., m0 + m, k) or load_b(.., n0 + m, k); m and k are multiples of 16.
+  __device__ void load(uint32_t (&fragment)[4], int m, int k) const {
+    const SharedAddress row = is_plain ? m : k, column = is_plain ? k : m;
+    const SharedAddress at = (base_ ^ (column * sizeof(bf16))) + row * (columns * sizeof(bf16));
+    if constexpr (is_plain) {
+      load_matrices(fragment, at);
+    } else {
+      load_matrices_transposed(fragment, at);
+    }
+  }
+
+ private:
+  static constexpr bool is_plain = layout == Layout::plain;
+  __device__ explicit Fragments(const bf16* base) : base_(shared_address(base)) {}
+  SharedAddress base_;
+};
+
+// An A operand with its summed columns scaled: weight[0] for columns 2t and 2t + 1, weight[1] for those 8
+// further.
+__device__ inline void scale_a(uint32_t (&a)[4], const float2 (&weight)[2]) {
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float2 pair = unpack(a[j]);
+    a[j] = pack(pair.x * weight[j / 2].x, pair.y * weight[j / 2].y);
   }
 }
 

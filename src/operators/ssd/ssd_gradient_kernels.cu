@@ -7,7 +7,7 @@ namespace oryx::cuda {
 
 namespace {
 
-constexpr int kChunk = kSsdGradientChunk;
+constexpr int kChunk = kSsdChunk;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kWarpColumns = 4;  // warps form a 2 × 4 grid over every product; each takes 32 rows

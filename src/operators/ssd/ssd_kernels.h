@@ -1,28 +1,26 @@
 // CUDA kernels of ssd: chunks in parallel. docs/mathematics/ssd.md derives them.
 //
-// Forward: ssd_decay, ssd_walk (the state at the start of every chunk), ssd_output (the rows of the spans,
-// chunk by chunk). Backward: ssd_decay, ssd_walk forward and in reverse (the gradient of the state at the end
-// of every chunk), ssd_gradient. Few tokens without gradients: ssd_steps. A walk is cut into segments where
-// there are too few streams for the device: local states of the segments (`is_local`), ssd_join_segments,
-// then all segments at once. bf16 activations, key_dim and value_dim of 64 or 128; every row starts at a
-// multiple of 16 bytes.
+// Forward: ssd_decay, ssd_forward (a block walks over the chunks of an output head). Backward: ssd_decay,
+// ssd_walk forward (the state at the start of every chunk) and in reverse (the gradient of the state at the
+// end of every chunk), ssd_gradient. Few tokens without gradients: ssd_steps. What walks is cut into segments
+// where there are too few streams for the device: local states of the segments (`is_local`),
+// ssd_join_segments, then all segments at once. bf16 activations, key_dim and value_dim of 64 or 128; every
+// row starts at a multiple of 16 bytes.
 #pragma once
 
 #include "operators/cpu/mixer_arguments.h"
 
 namespace oryx::cuda {
 
-constexpr int kSsdStep = 64;           // tokens that a walk takes at once
-constexpr int kSsdOutputChunk = 128;   // tokens of a chunk, forward
-constexpr int kSsdGradientChunk = 64;  // and backward
+constexpr int kSsdChunk = 64;  // tokens of a chunk; shape.chunk of all but ssd_steps
 
-// Of every token in the order [stream, token], streams padded to whole chunks of shape.chunk tokens. A
-// padding token neither decays nor writes.
+// Of every token in the order [stream, token], streams padded to whole chunks. A padding token neither decays
+// nor writes.
 struct SsdDecay {
   float* cumulative;  // [.., 2] log2 of the decay since the chunk's start (γ), as the sum of two floats
   float* step;        // Δ
-  float* weight;      // ρ Δ, ρ up to the end of the token's kSsdStep tokens
-  float* gamma;       // γ from the start of the token's kSsdStep tokens
+  float* weight;      // ρ Δ
+  float* gamma;       // γ
 };
 
 struct SsdDecayArguments {
@@ -33,13 +31,13 @@ struct SsdDecayArguments {
 };
 void ssd_decay(const SsdDecayArguments& arguments, void* stream);
 
-// S ← γ_64 S + Leftᵀ (w ⊙ Right), 64 tokens after 64 tokens; in reverse from the last to the first.
+// S ← γ_C S + Leftᵀ (w ⊙ Right), chunk after chunk; in reverse from the last to the first.
 struct SsdWalk {
   cpu::MixerShape shape;
   bool is_reverse;  // left and right are packed rows of query and d_output, else token rows of key and value
   cpu::RowView left, right;
   const int32_t* row_of;    // reverse: [batch, time]
-  const int32_t* has_rows;  // reverse: [batch, steps] whether 64 tokens hold a row
+  const int32_t* has_rows;  // reverse: [batch, chunks] whether a chunk holds a row
   const float* weight;      // [stream, padded time]: SsdDecay::weight, or gamma in reverse
   const float* gamma;
   int64_t segments, segment_chunks;  // segment 0 comes first in the order of the walk
@@ -60,17 +58,20 @@ struct SsdSegments {
 };
 void ssd_join_segments(const SsdSegments& arguments, void* stream);
 
-struct SsdOutput {
-  cpu::MixerShape shape;  // chunk = kSsdOutputChunk
+struct SsdForward {
+  cpu::MixerShape shape;
   cpu::RowView query, key, value, output;
-  const float* skip;      // [output_heads] or null
-  const int32_t* row_of;  // [batch, time] packed row or −1
-  const int32_t* active;  // [active_count] sequence · chunks + chunk of the chunks with rows
-  int64_t active_count;
+  const float* skip;        // [output_heads] or null
+  const int32_t* row_of;    // [batch, time] packed row or −1
+  const int32_t* has_rows;  // [batch, chunks]
   SsdDecay decay;
-  const void* states;  // of the walk
+  int64_t segments, segment_chunks;
+  bool is_local;      // of all segments but the last, from zero; writes only the next two, by segment
+  float* last_state;  // [stream, key_dim, value_dim]; local: [stream, segment, ..]
+  float* last_factor;
+  const float* first_state;  // [stream, segment, key_dim, value_dim] or null: zero
 };
-void ssd_output(const SsdOutput& arguments, void* stream);
+void ssd_forward(const SsdForward& arguments, void* stream);
 
 // The same token by token, for decoding: reads and writes the state once.
 struct SsdSteps {
@@ -88,7 +89,7 @@ void ssd_steps(const SsdSteps& arguments, void* stream);
 
 // Gradients by output head; those of heads that several output heads share are added up afterwards.
 struct SsdGradient {
-  cpu::MixerShape shape;  // chunk = kSsdGradientChunk
+  cpu::MixerShape shape;
   cpu::RowView query, key, value, d_output;
   const float* skip;        // [output_heads] or null
   const int32_t* row_of;    // [batch, time]

@@ -12,15 +12,13 @@ constexpr int kDecayThreads = 128;
 
 // One warp a chunk: a prefix sum in float64, because behind a token with a decay of e^−5000 a float would
 // leave three digits of the differences.
-template <int chunk>
 __global__ void __launch_bounds__(kDecayThreads) decay_kernel(const SsdDecayArguments p) {
-  constexpr int own = chunk / 32;             // neighbouring tokens of a lane
-  constexpr int step_lanes = kSsdStep / own;  // lanes of a step
+  constexpr int own = kSsdChunk / 32;  // neighbouring tokens of a lane
   const int64_t heads = p.shape.state_heads, time = p.shape.time, chunks = p.shape.chunks;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * (kDecayThreads / 32) + threadIdx.x / 32;
   if (index >= p.shape.batch * heads * chunks) return;
-  const int64_t stream = index / chunks, first = index % chunks * chunk + lane * own;
+  const int64_t stream = index / chunks, first = index % chunks * kSsdChunk + lane * own;
   const int64_t batch = stream / heads, head = stream % heads;
   double sum[own];
   float step[own];
@@ -35,21 +33,17 @@ __global__ void __launch_bounds__(kDecayThreads) decay_kernel(const SsdDecayArgu
     const double other = __shfl_up_sync(0xffffffffu, before, distance);
     if (lane >= distance) before += other;
   }
-  const double after = before;
-  const int first_lane = lane / step_lanes * step_lanes;
-  const double end = __shfl_sync(0xffffffffu, after, first_lane + step_lanes - 1);
-  const double previous = __shfl_sync(0xffffffffu, after, first_lane > 0 ? first_lane - 1 : 0);
-  const double begin = first_lane > 0 ? previous : 0.0;
+  const double end = __shfl_sync(0xffffffffu, before, 31);
   before -= sum[own - 1];
   const double log2e = 1.4426950408889634;
-  const int64_t to = index * chunk + lane * own;
+  const int64_t to = index * kSsdChunk + lane * own;
   for (int i = 0; i < own; ++i) {
     const double total = before + sum[i];
     const float high = static_cast<float>(total * log2e);
     p.decay.cumulative[2 * (to + i)] = high;
     p.decay.cumulative[2 * (to + i) + 1] = static_cast<float>(total * log2e - high);
     p.decay.step[to + i] = step[i];
-    p.decay.gamma[to + i] = exp2f(static_cast<float>((total - begin) * log2e));
+    p.decay.gamma[to + i] = exp2f(high);
     p.decay.weight[to + i] = exp2f(static_cast<float>((end - total) * log2e)) * step[i];
   }
 }
@@ -60,8 +54,8 @@ constexpr int kSlice = 64;  // columns of the state that a block holds
 
 template <int key_dim>
 struct WalkStage {
-  static constexpr size_t left_bytes = Tile<key_dim>::bytes(kSsdStep),
-                          right_bytes = Tile<kSlice>::bytes(kSsdStep);
+  static constexpr size_t left_bytes = Tile<key_dim>::bytes(kSsdChunk),
+                          right_bytes = Tile<kSlice>::bytes(kSsdChunk);
   static constexpr size_t bytes = left_bytes + right_bytes + 1024;
   Tile<key_dim> left;
   Tile<kSlice> right;
@@ -72,7 +66,7 @@ struct WalkStage {
       : left{reinterpret_cast<bf16*>(base)},
         right{reinterpret_cast<bf16*>(base + left_bytes)},
         weight(reinterpret_cast<float*>(base + left_bytes + right_bytes)),
-        factor(weight + kSsdStep) {}
+        factor(weight + kSsdChunk) {}
 };
 
 // sum += Leftᵀ (weight ⊙ Right) for rows m0 … of the state. The weights go to the left operand: its fragments
@@ -81,24 +75,22 @@ template <int row_tiles, int key_dim>
 __device__ inline void add_weighted(Accumulator<row_tiles, kSlice / 8>& sum, const WalkStage<key_dim>& stage,
                                     int m0) {
   const int t = static_cast<int>(threadIdx.x) % 4;
+  const auto left = Fragments<Layout::transposed, key_dim>::left(stage.left, m0);
+  const auto right = Fragments<Layout::transposed, kSlice>::right(stage.right, 0);
 #pragma unroll
-  for (int k = 0; k < kSsdStep; k += 16) {
+  for (int k = 0; k < kSsdChunk; k += 16) {
     const float2 weight[2] = {*reinterpret_cast<const float2*>(stage.weight + k + 2 * t),
                               *reinterpret_cast<const float2*>(stage.weight + k + 2 * t + 8)};
     uint32_t a[row_tiles][4];
 #pragma unroll
     for (int i = 0; i < row_tiles; ++i) {
-      load_a<Layout::transposed>(a[i], stage.left, m0 + 16 * i, k);
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const float2 pair = unpack(a[i][j]);
-        a[i][j] = pack(pair.x * weight[j / 2].x, pair.y * weight[j / 2].y);
-      }
+      left.load(a[i], 16 * i, k);
+      scale_a(a[i], weight);
     }
 #pragma unroll
     for (int j = 0; j < kSlice / 8; j += 2) {
       uint32_t b[4];
-      load_b<Layout::transposed>(b, stage.right, 8 * j, k);
+      right.load(b, 8 * j, k);
 #pragma unroll
       for (int i = 0; i < row_tiles; ++i) {
         multiply_add(sum.value[i][j], a[i], b[0], b[1]);
@@ -109,39 +101,35 @@ __device__ inline void add_weighted(Accumulator<row_tiles, kSlice / 8>& sum, con
 }
 
 template <int key_dim, bool is_reverse>
-__global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(const SsdWalk p) {
+__global__ void __launch_bounds__(kWalkThreads, 3) walk_kernel(const SsdWalk p) {
   constexpr int row_tiles = key_dim / 64;
   const cpu::MixerShape& shape = p.shape;
   const int64_t value_dim = shape.value_dim, stream = blockIdx.x;
   const int column0 = static_cast<int>(blockIdx.y) * kSlice;
   const int64_t segment = blockIdx.z;
   const int64_t batch = stream / shape.state_heads, head = stream % shape.state_heads;
-  const int chunk_steps = static_cast<int>(shape.chunk) / kSsdStep;
-  const int steps = static_cast<int>(shape.chunks) * chunk_steps;
-  const int64_t padded_time = static_cast<int64_t>(steps) * kSsdStep;
+  const int chunks = static_cast<int>(shape.chunks);
   // Output heads that answer from this state: in reverse each adds to its gradient.
   const int group = is_reverse ? static_cast<int>(shape.output_heads / shape.state_heads) : 1;
-  const int segment_steps = static_cast<int>(p.segment_chunks) * chunk_steps;
-  const int begin = static_cast<int>(segment) * segment_steps;
-  const int items = (segment_steps < steps - begin ? segment_steps : steps - begin) * group;
+  const int segment_chunks = static_cast<int>(p.segment_chunks);
+  const int begin = static_cast<int>(segment) * segment_chunks;
+  const int items = (segment_chunks < chunks - begin ? segment_chunks : chunks - begin) * group;
 
   const auto stage_at = [&](int item) {
     return WalkStage<key_dim>(shared_memory() + item % kStages * WalkStage<key_dim>::bytes);
   };
-  const auto step_of = [&](int item) {
-    const int step = begin + item / group;
-    return is_reverse ? steps - 1 - step : step;
+  const auto chunk_of = [&](int item) {
+    const int chunk = begin + item / group;
+    return is_reverse ? chunks - 1 - chunk : chunk;
   };
-  const auto has_product = [&](int step) {
-    if constexpr (is_reverse) return p.has_rows[batch * steps + step] != 0;
-    return static_cast<int64_t>(step) * kSsdStep < shape.time;
-  };
+  const auto has_product = [&](int chunk) { return !is_reverse || p.has_rows[batch * chunks + chunk] != 0; };
   // Reverse: the packed rows that this thread copies for the next item, read while the last one is worked on.
   constexpr int left_units = key_dim / 8, right_units = kSlice / 8;
-  int32_t left_rows[kSsdStep * left_units / kWalkThreads], right_rows[kSsdStep * right_units / kWalkThreads];
+  int32_t left_rows[kSsdChunk * left_units / kWalkThreads],
+      right_rows[kSsdChunk * right_units / kWalkThreads];
   const auto find_rows = [&](int item) {
     if (!is_reverse || item >= items) return;
-    const int64_t time = static_cast<int64_t>(step_of(item)) * kSsdStep;
+    const int64_t time = static_cast<int64_t>(chunk_of(item)) * kSsdChunk;
     const auto find = [&](auto& rows, int first, int apart) {
 #pragma unroll
       for (int pass = 0; pass < static_cast<int>(std::size(rows)); ++pass) {
@@ -157,31 +145,30 @@ __global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(
   const auto load = [&](int item) {
     if (item < items) {
       const WalkStage<key_dim> stage = stage_at(item);
-      const int step = step_of(item);
-      const int64_t time = static_cast<int64_t>(step) * kSsdStep, valid = shape.time - time;
-      if (has_product(step)) {
+      const int chunk = chunk_of(item);
+      const int64_t time = static_cast<int64_t>(chunk) * kSsdChunk, valid = shape.time - time;
+      if (has_product(chunk)) {
         if constexpr (is_reverse) {
           const int output_head = static_cast<int>(head) * group + item % group;
           const int query_head = output_head / query_readers;
-          load_rows<key_dim, kSsdStep, kWalkThreads>(stage.left, p.left.data, [&](int, int pass) {
+          load_rows<key_dim, kSsdChunk, kWalkThreads>(stage.left, p.left.data, [&](int, int pass) {
             return left_rows[pass] >= 0 ? packed_row(p.left, left_rows[pass], query_head) : nullptr;
           });
-          load_rows<kSlice, kSsdStep, kWalkThreads>(stage.right, p.right.data, [&](int, int pass) {
+          load_rows<kSlice, kSsdChunk, kWalkThreads>(stage.right, p.right.data, [&](int, int pass) {
             return right_rows[pass] >= 0 ? packed_row(p.right, right_rows[pass], output_head) + column0
                                          : nullptr;
           });
         } else {
-          const int count = valid < kSsdStep ? static_cast<int>(valid) : kSsdStep;
-          load_tile<key_dim, kSsdStep, kWalkThreads>(
-              stage.left, count, [&](int row) { return token_row(p.left, batch, time + row, key_head); });
-          load_tile<kSlice, kSsdStep, kWalkThreads>(stage.right, count, [&](int row) {
-            return token_row(p.right, batch, time + row, head) + column0;
-          });
+          const int count = valid < kSsdChunk ? static_cast<int>(valid) : kSsdChunk;
+          load_even_rows<key_dim, kSsdChunk, kWalkThreads>(
+              stage.left, count, token_row(p.left, batch, time, key_head), p.left.time);
+          load_even_rows<kSlice, kSsdChunk, kWalkThreads>(
+              stage.right, count, token_row(p.right, batch, time, head) + column0, p.right.time);
         }
       }
-      const int64_t at = stream * padded_time + time;
-      load_floats(stage.weight, p.weight + at, kSsdStep);
-      load_floats(stage.factor, p.gamma + at + kSsdStep - 4, 4);
+      const int64_t at = (stream * chunks + chunk) * kSsdChunk;
+      load_floats(stage.weight, p.weight + at, kSsdChunk);
+      load_floats(stage.factor, p.gamma + at + kSsdChunk - 4, 4);
     }
     commit_copies();
     find_rows(item + 1);
@@ -207,9 +194,9 @@ __global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(
     __syncthreads();
     load(item + kStages - 1);
     const WalkStage<key_dim> stage = stage_at(item);
-    const int step = step_of(item), chunk = step / chunk_steps;
+    const int chunk = chunk_of(item);
     const bool is_first = item % group == 0;
-    if (p.states != nullptr && is_first && step % chunk_steps == (is_reverse ? chunk_steps - 1 : 0)) {
+    if (p.states != nullptr && is_first) {
       bf16* to = static_cast<bf16*>(p.states) + (stream * shape.chunks + chunk) * state_size + column0;
       store_rows(state, [&](int row) { return to + (m0 + row) * value_dim; });
     }
@@ -218,7 +205,7 @@ __global__ void __launch_bounds__(kWalkThreads, is_reverse ? 2 : 3) walk_kernel(
       total *= factor;
       state.for_pairs([&](int, int, float& first, float& second) { first *= factor, second *= factor; });
     }
-    if (has_product(step)) add_weighted(state, stage, m0);
+    if (has_product(chunk)) add_weighted(state, stage, m0);
   }
   wait_copies<0>();
   if (p.last_state != nullptr && (p.is_local || segment == p.segments - 1)) {
@@ -240,18 +227,19 @@ __global__ void __launch_bounds__(kJoinThreads) join_segments_kernel(const SsdSe
   if (p.first_state != nullptr) {
     state = *reinterpret_cast<const float4*>(p.first_state + stream * p.state_size + at);
   }
-  for (int64_t segment = 0; segment < p.segments; ++segment) {
-    auto* slot = reinterpret_cast<float4*>(p.states + (stream * p.segments + segment) * p.state_size + at);
-    if (segment + 1 == p.segments) {
-      *slot = state;
-      break;
-    }
-    const float4 local = *slot;
+  float* slot = p.states + stream * p.segments * p.state_size + at;
+  float4 local = *reinterpret_cast<const float4*>(slot);
+  for (int64_t segment = 0; segment + 1 < p.segments; ++segment) {
+    float4 next = {};  // on its way while this one is added
+    if (segment + 2 < p.segments) next = *reinterpret_cast<const float4*>(slot + p.state_size);
     const float factor = p.factor[stream * p.segments + segment];
-    *slot = state;
+    *reinterpret_cast<float4*>(slot) = state;
     state = {factor * state.x + local.x, factor * state.y + local.y, factor * state.z + local.z,
              factor * state.w + local.w};
+    local = next;
+    slot += p.state_size;
   }
+  *reinterpret_cast<float4*>(slot) = state;
 }
 
 }  // namespace
@@ -259,11 +247,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_segments_kernel(const SsdSe
 void ssd_decay(const SsdDecayArguments& a, void* stream) {
   const int64_t warps = a.shape.batch * a.shape.state_heads * a.shape.chunks;
   const dim3 grid(static_cast<unsigned>((warps + kDecayThreads / 32 - 1) / (kDecayThreads / 32)));
-  if (a.shape.chunk == kSsdOutputChunk) {
-    launch<decay_kernel<kSsdOutputChunk>>(grid, kDecayThreads, 0, stream, a);
-  } else {
-    launch<decay_kernel<kSsdGradientChunk>>(grid, kDecayThreads, 0, stream, a);
-  }
+  launch<decay_kernel>(grid, kDecayThreads, 0, stream, a);
 }
 
 void ssd_walk(const SsdWalk& a, void* stream) {
