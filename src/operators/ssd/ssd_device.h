@@ -83,6 +83,31 @@ class Fragments {
   SharedAddress base_;
 };
 
+// As multiply(), by Fragments.
+template <Layout layout_a, Layout layout_b, int row_tiles, int column_tiles, int columns_a, int columns_b>
+__device__ inline void add_product(Accumulator<row_tiles, column_tiles>& sum, Tile<columns_a> a_tile, int m0,
+                                   Tile<columns_b> b_tile, int n0, int k0, int k1) {
+  static_assert(column_tiles % 2 == 0);
+  const auto left = Fragments<layout_a, columns_a>::left(a_tile, m0);
+  const auto right = Fragments<layout_b, columns_b>::right(b_tile, n0);
+#pragma unroll
+  for (int k = k0; k < k1; k += 16) {
+    uint32_t a[row_tiles][4];
+#pragma unroll
+    for (int i = 0; i < row_tiles; ++i) left.load(a[i], 16 * i, k);
+#pragma unroll
+    for (int j = 0; j < column_tiles; j += 2) {
+      uint32_t b[4];
+      right.load(b, 8 * j, k);
+#pragma unroll
+      for (int i = 0; i < row_tiles; ++i) {
+        multiply_add(sum.value[i][j], a[i], b[0], b[1]);
+        multiply_add(sum.value[i][j + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
 // An A operand with its summed columns scaled: weight[0] for columns 2t and 2t + 1, weight[1] for those 8
 // further.
 __device__ inline void scale_a(uint32_t (&a)[4], const float2 (&weight)[2]) {

@@ -57,8 +57,6 @@ template <int key_dim, int value_dim>
 __device__ inline void make_scores(const ForwardStage<key_dim, value_dim>& stage, Tile<kChunk> scores,
                                    int m0) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const auto query = Fragments<Layout::plain, key_dim>::left(stage.query, m0);
-  const auto key = Fragments<Layout::plain, key_dim>::right(stage.key, 0);
   const float2* cumulative = reinterpret_cast<const float2*>(stage.cumulative);
   const float2 own[2] = {cumulative[m0 + lane / 4], cumulative[m0 + lane / 4 + 8]};
 #pragma unroll
@@ -66,18 +64,7 @@ __device__ inline void make_scores(const ForwardStage<key_dim, value_dim>& stage
     if (n0 > m0) break;
     Accumulator<1, 4> product;
     product.clear();
-#pragma unroll
-    for (int k = 0; k < key_dim; k += 16) {
-      uint32_t a[4];
-      query.load(a, 0, k);
-#pragma unroll
-      for (int j = 0; j < 4; j += 2) {
-        uint32_t b[4];
-        key.load(b, n0 + 8 * j, k);
-        multiply_add(product.value[0][j], a, b[0], b[1]);
-        multiply_add(product.value[0][j + 1], a, b[2], b[3]);
-      }
-    }
+    add_product<Layout::plain, Layout::plain>(product, stage.query, m0, stage.key, n0, 0, key_dim);
     product.for_pairs([&](int row, int column, float& first, float& second) {
       const int j = n0 + column, i = m0 + row;
       const float4 other = *reinterpret_cast<const float4*>(stage.cumulative + 2 * j);

@@ -127,10 +127,10 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
   const bool has_rows = p.has_rows[place] != 0;
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  load_tile<key_dim, kChunk, kThreads>(
-      tiles.key, count, [&](int row) { return token_row(p.key, batch, time + row, key_head); });
-  load_tile<value_dim, kChunk, kThreads>(
-      tiles.value, count, [&](int row) { return token_row(p.value, batch, time + row, head); });
+  load_even_rows<key_dim, kChunk, kThreads>(tiles.key, count, token_row(p.key, batch, time, key_head),
+                                            p.key.time);
+  load_even_rows<value_dim, kChunk, kThreads>(tiles.value, count, token_row(p.value, batch, time, head),
+                                              p.value.time);
   load_floats(tiles.cumulative, p.decay.cumulative + 2 * at, 2 * kChunk);
   load_floats(tiles.step, p.decay.step + at, kChunk);
   load_floats(tiles.weight, p.decay.weight + at, kChunk);
@@ -148,8 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
   }
   commit_copies();
   const bf16* state = static_cast<const bf16*>(p.states) + state_index * (key_dim * value_dim);
-  load_tile<value_dim, key_dim, kThreads>(tiles.state, key_dim,
-                                          [&](int row) { return state + row * value_dim; });
+  load_even_rows<value_dim, key_dim, kThreads>(tiles.state, key_dim, state, value_dim);
   commit_copies();
   wait_copies<1>();
   __syncthreads();
@@ -164,8 +163,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     scores.clear();
     products.clear();
     if (n0 < m0 + 32) {
-      multiply<Layout::plain, Layout::plain>(scores, tiles.query, m0, tiles.key, n0, 0, key_dim);
-      multiply<Layout::plain, Layout::plain>(products, tiles.d_output, m0, tiles.value, n0, 0, value_dim);
+      add_product<Layout::plain, Layout::plain>(scores, tiles.query, m0, tiles.key, n0, 0, key_dim);
+      add_product<Layout::plain, Layout::plain>(products, tiles.d_output, m0, tiles.value, n0, 0, value_dim);
     }
     float column_sums[2][2] = {};
 #pragma unroll
@@ -213,17 +212,26 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     }
     products.store(tiles.scores, m0, n0);
   }
+  // dS' comes into the place of S: on its way in registers while S is read.
+  constexpr int state_units = value_dim / 8, own_units = key_dim * state_units / kThreads;
+  uint4 d_state[own_units];
+  if (through_state) {
+    const auto* from = static_cast<const bf16*>(p.d_states) + state_index * (key_dim * value_dim);
+#pragma unroll
+    for (int pass = 0; pass < own_units; ++pass)
+      d_state[pass] = *reinterpret_cast<const uint4*>(from + 8 * (thread + pass * kThreads));
+  }
   wait_copies<0>();
   __syncthreads();
 
   if (has_rows) {  // γ ⊙ (dO Sᵀ) + dQK K
     Accumulator<2, key_dim / 8 / kWarpColumns> d_query;
     d_query.clear();
-    multiply<Layout::plain, Layout::plain>(d_query, tiles.d_output, m0, tiles.state, key0, 0, value_dim);
+    add_product<Layout::plain, Layout::plain>(d_query, tiles.d_output, m0, tiles.state, key0, 0, value_dim);
     dot_and_scale<true>(d_query, tiles.query, m0, key0, tiles.gamma, tiles.query_dots + warp_column * kChunk);
-    multiply<Layout::plain, Layout::transposed>(d_query, tiles.scores, m0, tiles.key, key0, 0, 32);
+    add_product<Layout::plain, Layout::transposed>(d_query, tiles.scores, m0, tiles.key, key0, 0, 32);
     if (warp_row == 1)
-      multiply<Layout::plain, Layout::transposed>(d_query, tiles.scores, m0, tiles.key, key0, 32, 64);
+      add_product<Layout::plain, Layout::transposed>(d_query, tiles.scores, m0, tiles.key, key0, 32, 64);
     store_gradient(d_query, p.d_query, key0, [&](int row) -> int64_t {
       const int64_t packed = tiles.row[m0 + row];
       return packed < 0 ? -1 : packed * p.d_query.time + output_head * p.d_query.head;
@@ -232,12 +240,11 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
   float state_dot = 0.0f;
   if (through_state) {
     __syncthreads();  // S is read
-    const bf16* d_state = static_cast<const bf16*>(p.d_states) + state_index * (key_dim * value_dim);
-    constexpr int units = value_dim / 8;
-#pragma unroll 4
-    for (int i = thread; i < key_dim * units; i += kThreads) {
-      auto* unit = reinterpret_cast<uint4*>(tiles.state.unit(i / units, i % units * 8));
-      const uint4 before = *unit, after = *reinterpret_cast<const uint4*>(d_state + 8 * i);
+    bf16* own = tiles.state.unit(thread / state_units, thread % state_units * 8);
+#pragma unroll
+    for (int pass = 0; pass < own_units; ++pass) {
+      auto* unit = reinterpret_cast<uint4*>(own + 8 * pass * kThreads);
+      const uint4 before = *unit, after = d_state[pass];
       const uint32_t x[4] = {before.x, before.y, before.z, before.w},
                      y[4] = {after.x, after.y, after.z, after.w};
 #pragma unroll
@@ -260,13 +267,14 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     Accumulator<2, key_dim / 8 / kWarpColumns> d_key;
     d_key.clear();
     if (through_state) {
-      multiply<Layout::plain, Layout::plain>(d_key, tiles.value, m0, tiles.state, key0, 0, value_dim);
+      add_product<Layout::plain, Layout::plain>(d_key, tiles.value, m0, tiles.state, key0, 0, value_dim);
       dot_and_scale<false>(d_key, tiles.key, m0, key0, tiles.weight, tiles.key_dots + warp_column * kChunk);
     }
     if (has_rows) {
       if (warp_row == 0)
-        multiply<Layout::transposed, Layout::transposed>(d_key, tiles.scores, m0, tiles.query, key0, 0, 32);
-      multiply<Layout::transposed, Layout::transposed>(d_key, tiles.scores, m0, tiles.query, key0, 32, 64);
+        add_product<Layout::transposed, Layout::transposed>(d_key, tiles.scores, m0, tiles.query, key0, 0,
+                                                            32);
+      add_product<Layout::transposed, Layout::transposed>(d_key, tiles.scores, m0, tiles.query, key0, 32, 64);
     }
     store_gradient(d_key, p.d_key, key0, token_offset(p.d_key));
   }
@@ -289,7 +297,7 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     Accumulator<2, value_dim / 8 / kWarpColumns> d_value;
     d_value.clear();
     if (through_state) {
-      multiply<Layout::plain, Layout::transposed>(d_value, tiles.key, m0, tiles.state, value0, 0, key_dim);
+      add_product<Layout::plain, Layout::transposed>(d_value, tiles.key, m0, tiles.state, value0, 0, key_dim);
       d_value.for_pairs([&](int row, int, float& first, float& second) {
         const float weight = tiles.weight[m0 + row];
         first *= weight, second *= weight;
@@ -297,10 +305,10 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
     }
     if (has_rows) {
       if (warp_row == 0)
-        multiply<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0, 0,
-                                                         32);
-      multiply<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0, 32,
-                                                       64);
+        add_product<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0,
+                                                            0, 32);
+      add_product<Layout::transposed, Layout::transposed>(d_value, tiles.scores, m0, tiles.d_output, value0,
+                                                          32, 64);
       if (p.skip != nullptr) {
         const float skip = p.skip[output_head];
         d_value.for_pairs([&](int row, int column, float& first, float& second) {
