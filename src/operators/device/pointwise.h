@@ -172,18 +172,37 @@ struct Team {
 
   // The sum over the team, in all its threads. Every thread of the team's warps calls it equally often.
   __device__ A sum(A x) {
-    x = sum_in_warp(x, size < 32 ? size : 32);
-    if (size <= 32) return x;
+    add<1>(&x);
+    return x;
+  }
+  // Two at once; `scratch` holds twice as many values.
+  __device__ void sum(A& x, A& y) {
+    A values[2] = {x, y};
+    add<2>(values);
+    x = values[0], y = values[1];
+  }
+
+ private:
+  template <int count>
+  __device__ void add(A* x) {
+#pragma unroll
+    for (int i = 0; i < count; ++i) x[i] = sum_in_warp(x[i], size < 32 ? size : 32);
+    if (size <= 32) return;
     const int warps = size / 32, warp = static_cast<int>(threadIdx.x) / 32;
     // Two buffers in turn: whoever writes one again has passed the other's barrier, so that all have read the
     // first.
-    A* mine = scratch + turn * (static_cast<int>(blockDim.x) / 32);
+    A* mine = scratch + turn * count * (static_cast<int>(blockDim.x) / 32);
     turn ^= 1;
-    if (threadIdx.x % 32 == 0) mine[warp] = x;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      if (threadIdx.x % 32 == 0) mine[warp * count + i] = x[i];
+    }
     named_barrier(1 + index, size);
-    A total = 0;
-    for (int i = 0; i < warps; ++i) total += mine[index * warps + i];
-    return total;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      x[i] = 0;
+      for (int w = 0; w < warps; ++w) x[i] += mine[(index * warps + w) * count + i];
+    }
   }
 };
 

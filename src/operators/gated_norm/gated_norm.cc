@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <fmt/ranges.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -38,8 +39,9 @@ NormInput describe(NormMode mode, const at::Tensor& x, const at::Tensor& gate, c
           .weight = pointer(weight)};
 }
 
-// One factor per group, needed by backward.
+// One factor per group, needed by backward on the CPU; a GPU makes it again.
 at::Tensor empty_rstd(const at::Tensor& x, const at::Tensor& weight) {
+  if (!weight.defined() || cuda::serves(x)) return {};
   return at::empty({x.size(0), x.size(1) / weight.size(0)}, weight.options());
 }
 
@@ -56,16 +58,14 @@ at::Tensor forward_kernel(NormMode mode, const at::Tensor& x, const at::Tensor& 
   return y;
 }
 
-struct Gradients {
-  at::Tensor dx, dgate, dweight;
-};
-
-Gradients backward_kernel(NormMode mode, const at::Tensor& x, const at::Tensor& gate,
-                          const at::Tensor& weight, double eps, const at::Tensor& rstd, const at::Tensor& dy,
-                          const at::Tensor& dsum) {
-  Gradients out{at::empty(x.sizes(), x.options()), {}, {}};
+// Without y, unless the kernels of a GPU are asked for it.
+GatedNormGradients backward_kernel(NormMode mode, const at::Tensor& x, const at::Tensor& gate,
+                                   const at::Tensor& weight, double eps, const at::Tensor& rstd,
+                                   const at::Tensor& dy, const at::Tensor& dsum, bool with_y = false) {
+  GatedNormGradients out{at::empty(x.sizes(), x.options()), {}, {}, {}};
   at::Tensor partials;
   if (gate.defined()) out.dgate = at::empty_like(out.dx);
+  if (with_y) out.y = at::empty_like(out.dx);
   if (weight.defined()) out.dweight = at::empty_like(weight);
   if (weight.defined() && !cuda::serves(x)) {
     partials =
@@ -81,7 +81,8 @@ Gradients backward_kernel(NormMode mode, const at::Tensor& x, const at::Tensor& 
                                writable(out.dweight),
                                writable(partials),
                                rows_per_block};
-  cuda::serves(x) ? cuda::gated_norm_backward(arguments, x) : cpu::gated_norm_backward(arguments);
+  cuda::serves(x) ? cuda::gated_norm_backward(arguments, x, writable(out.y))
+                  : cpu::gated_norm_backward(arguments);
   return out;
 }
 
@@ -91,8 +92,7 @@ class GatedNorm : public torch::autograd::Function<GatedNorm> {
                             const std::optional<at::Tensor>& gates, const std::optional<at::Tensor>& weights,
                             double eps, int64_t mode) {
     const at::Tensor gate = gates.value_or(at::Tensor()), weight = weights.value_or(at::Tensor());
-    at::Tensor rstd;
-    if (weight.defined()) rstd = empty_rstd(x, weight);
+    const at::Tensor rstd = empty_rstd(x, weight);
     context->save_for_backward({x, gate, weight, rstd});
     context->saved_data["eps"] = eps;
     context->saved_data["mode"] = mode;
@@ -102,7 +102,7 @@ class GatedNorm : public torch::autograd::Function<GatedNorm> {
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
     const auto mode = static_cast<NormMode>(context->saved_data["mode"].toInt());
-    const Gradients out =
+    const GatedNormGradients out =
         backward_kernel(mode, saved[0], saved[1], saved[2], context->saved_data["eps"].toDouble(), saved[3],
                         grads[0].contiguous(), {});
     return {out.dx, out.dgate, out.dweight, {}, {}};
@@ -132,7 +132,7 @@ class AddNorm : public torch::autograd::Function<AddNorm> {
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const Gradients out =
+    const GatedNormGradients out =
         backward_kernel(NormMode::norm, saved[0], {}, saved[1], context->saved_data["eps"].toDouble(),
                         saved[2], grads[1].contiguous(), grads[0].contiguous());
     return {out.dx, out.dx, out.dweight, {}};
@@ -162,10 +162,9 @@ std::optional<at::Tensor> present(const at::Tensor& tensor) {
 at::Tensor in_accumulate_type(const at::Tensor& weight, const at::Tensor& x) {
   return weight.to(accumulate_type(x.scalar_type())).contiguous();
 }
-}  // namespace
 
-at::Tensor gated_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
-                      const std::optional<at::Tensor>& weight, double eps, std::string_view order) {
+void check(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+           const std::optional<at::Tensor>& weight, std::string_view order) {
   check_x("gated_norm", x);
   expect(order == "after_gate" || order == "before_gate",
          "[gated_norm] expected order \"after_gate\" or \"before_gate\", got \"{}\"", order);
@@ -177,19 +176,75 @@ at::Tensor gated_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate
            "[gated_norm] expected a weight whose length divides the {} channels, got {}", x.size(-1),
            weight->size(0));
   }
+}
+
+// What the kernels take; absent inputs are undefined.
+struct Prepared {
+  NormMode mode;
+  at::Tensor x, gate, weight;
+
+  Prepared(const at::Tensor& values, const std::optional<at::Tensor>& gates,
+           const std::optional<at::Tensor>& factors, std::string_view order)
+      : mode(!factors                ? NormMode::product
+             : !gates                ? NormMode::norm
+             : order == "after_gate" ? NormMode::gate_norm
+                                     : NormMode::norm_gate),
+        x(as_rows(values)),
+        gate(gates ? as_rows(*gates) : at::Tensor()),
+        weight(factors ? in_accumulate_type(*factors, values) : at::Tensor()) {}
+};
+
+GatedNormGradients composed_gradients(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                      const std::optional<at::Tensor>& weight, double eps,
+                                      std::string_view order, const at::Tensor& dy) {
+  const at::AutoGradMode enable(true);
+  variable_list leaves;
+  const auto leaf = [&](const at::Tensor& t) {
+    leaves.push_back(t.detach().set_requires_grad(true));
+    return leaves.back();
+  };
+  const at::Tensor input = leaf(x);
+  const auto gates = gate ? present(leaf(*gate)) : std::nullopt,
+             factors = weight ? present(leaf(*weight)) : std::nullopt;
+  const at::Tensor y = gated_norm_reference(input, gates, factors, eps, order);
+  const variable_list found = torch::autograd::grad({y}, leaves, {dy});
+  return {found[0], gate ? found[1] : at::Tensor(), weight ? found.back() : at::Tensor(), y.detach()};
+}
+}  // namespace
+
+at::Tensor gated_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                      const std::optional<at::Tensor>& weight, double eps, std::string_view order) {
+  check(x, gate, weight, order);
   if (!x.is_cpu() && !cuda::serves(x)) return gated_norm_reference(x, gate, weight, eps, order);
 
-  const at::Tensor rows = as_rows(x), gates = gate ? as_rows(*gate) : at::Tensor(),
-                   factors = weight ? in_accumulate_type(*weight, x) : at::Tensor();
-  const NormMode mode = !weight                 ? NormMode::product
-                        : !gate                 ? NormMode::norm
-                        : order == "after_gate" ? NormMode::gate_norm
-                                                : NormMode::norm_gate;
+  const Prepared p(x, gate, weight, order);
   const at::Tensor y =
-      needs_gradient({rows, gates, factors})
-          ? GatedNorm::apply(rows, present(gates), present(factors), eps, static_cast<int64_t>(mode))
-          : forward_kernel(mode, rows, gates, factors, eps, {});
+      needs_gradient({p.x, p.gate, p.weight})
+          ? GatedNorm::apply(p.x, present(p.gate), present(p.weight), eps, static_cast<int64_t>(p.mode))
+          : forward_kernel(p.mode, p.x, p.gate, p.weight, eps, {});
   return y.view(x.sizes());
+}
+
+GatedNormGradients gated_norm_gradients(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                        const std::optional<at::Tensor>& weight, double eps,
+                                        std::string_view order, const at::Tensor& dy) {
+  check(x, gate, weight, order);
+  check_like("gated_norm", "dy", dy, x);
+  if (!x.is_cpu() && !cuda::serves(x)) return composed_gradients(x, gate, weight, eps, order, dy);
+
+  const at::NoGradGuard none;
+  const Prepared p(x, gate, weight, order);
+  const at::Tensor rstd = empty_rstd(p.x, p.weight);
+  at::Tensor y;
+  if (!cuda::serves(x)) y = forward_kernel(p.mode, p.x, p.gate, p.weight, eps, rstd);
+  GatedNormGradients out =
+      backward_kernel(p.mode, p.x, p.gate, p.weight, eps, rstd, dy.contiguous(), {}, cuda::serves(x));
+  if (y.defined()) out.y = y;
+  for (at::Tensor* t : {&out.dx, &out.dgate, &out.y}) {
+    if (t->defined()) *t = t->view(x.sizes());
+  }
+  if (weight) out.dweight = out.dweight.to(weight->scalar_type());
+  return out;
 }
 
 std::tuple<at::Tensor, at::Tensor> add_norm(const at::Tensor& residual, const at::Tensor& update,

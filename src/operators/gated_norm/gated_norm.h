@@ -22,12 +22,21 @@ namespace oryx::operators {
 //                      the one vector shared by all; used in the accumulate type (float64 for float64 x,
 //                      else float32)
 // Returns y contiguous, shape and dtype of x; computed in the accumulate type, rounded once.
-// Differentiable in x, gate and weight. Backward saves the inputs and one factor per group. The weight's
-// gradient is summed over fixed blocks of rows in order: it does not depend on the number of CPU threads, and
-// repeats bit for bit on one GPU.
-// Throws Error on other shapes, dtypes or orders.
+// Differentiable in x, gate and weight. Backward saves the inputs and, on the CPU, one factor per group. The
+// weight's gradient is summed over fixed blocks of rows in order: it does not depend on the number of CPU
+// threads, and repeats bit for bit on one GPU. Throws Error on other shapes, dtypes or orders.
 at::Tensor gated_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                       const std::optional<at::Tensor>& weight, double eps, std::string_view order);
+
+// The gradients of gated_norm() for the gradient `dy` of its result, and the result again, for who kept only
+// the inputs: on a GPU in one pass over memory. dx, dgate and y have the shape of x, dweight that of weight;
+// those of absent inputs are undefined. Not differentiable.
+struct GatedNormGradients {
+  at::Tensor dx, dgate, dweight, y;
+};
+GatedNormGradients gated_norm_gradients(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                        const std::optional<at::Tensor>& weight, double eps,
+                                        std::string_view order, const at::Tensor& dy);
 
 // sum = residual + update (rounded to the dtype), normed = norm(sum) ⊙ weight: the residual addition of a
 // layer together with the next layer's RMSNorm, one pass forward and one backward.

@@ -36,7 +36,7 @@ void gated_norm_forward(const operators::NormForward& a, const at::Tensor& x) {
   NormTensors t = describe(a);
   if (a.update != nullptr) t.mode = Norm::add;
   t.update = a.update, t.update_stride = a.update_stride;
-  t.sum = a.sum, t.y = a.y, t.rstd = a.rstd;
+  t.sum = a.sum, t.y = a.y;
   t.aligned = device::is_aligned(t.element, {t.x, t.gate, t.update, t.weight, t.sum, t.y},
                                  {t.x_stride, t.gate_stride, t.update_stride, t.channels, t.group});
   if (t.mode == Norm::product) {
@@ -46,13 +46,13 @@ void gated_norm_forward(const operators::NormForward& a, const at::Tensor& x) {
   }
 }
 
-void gated_norm_backward(const operators::NormBackward& a, const at::Tensor& x) {
+void gated_norm_backward(const operators::NormBackward& a, const at::Tensor& x, void* y) {
   const c10::DeviceGuard guard(x.device());
   NormTensors t = describe(a);
   if (a.dsum != nullptr) t.mode = Norm::add;
-  t.rstd = const_cast<void*>(a.rstd);
   t.dy = a.dy, t.dsum = a.dsum, t.dx = a.dx, t.dgate = a.dgate, t.dweight = a.dweight;
-  t.aligned = device::is_aligned(t.element, {t.x, t.gate, t.weight, t.dy, t.dsum, t.dx, t.dgate},
+  t.y = y;
+  t.aligned = device::is_aligned(t.element, {t.x, t.gate, t.weight, t.dy, t.dsum, t.dx, t.dgate, t.y},
                                  {t.x_stride, t.gate_stride, t.channels, t.group});
   if (t.mode == Norm::product) {
     if (t.rows > 0) product_backward(t, stream(x));

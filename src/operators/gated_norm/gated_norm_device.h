@@ -55,6 +55,13 @@ inline int64_t norm_grid(const NormTensors& t, NormLayout layout, int multiproce
 struct NormArguments : NormTensors {
   int team;
   int64_t groups;  // of a row
+  double share;    // 1 / group
+
+  NormArguments(const NormTensors& tensors, NormLayout layout)
+      : NormTensors(tensors),
+        team(layout.size),
+        groups(tensors.channels / tensors.group),
+        share(1.0 / static_cast<double>(tensors.group)) {}
 };
 
 // Addresses of item `item`; Index is int where that is known to hold it, for a cheap division.

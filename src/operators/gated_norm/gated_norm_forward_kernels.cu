@@ -61,7 +61,6 @@ __global__ void __launch_bounds__(norm_threads, norm_blocks(vectors))
       for (int i = 0; i < n; ++i) squares += u[k][i] * u[k][i];
     }
     const A rstd = reciprocal_root(team.sum(squares) / static_cast<A>(group) + static_cast<A>(p.eps));
-    if (p.rstd != nullptr && valid && team.lane == 0) static_cast<A*>(p.rstd)[item] = rstd;
 #pragma unroll
     for (int k = 0; k < vectors; ++k) {
       const int column = (k * p.team + team.lane) * n;
@@ -100,7 +99,6 @@ __global__ void __launch_bounds__(norm_threads) norm_forward_general_kernel(cons
       squares += u * u;
     }
     const A rstd = reciprocal_root(team.sum(squares) / static_cast<A>(p.group) + static_cast<A>(p.eps));
-    if (p.rstd != nullptr && team.lane == 0) static_cast<A*>(p.rstd)[item] = rstd;
     for (int64_t c = team.lane; c < p.group; c += norm_threads) {
       // The sum is read back by the thread that wrote it.
       Vector<T, 1> y = load<1>(mode == Norm::add ? sum + c : x + c);
@@ -116,7 +114,7 @@ __global__ void __launch_bounds__(norm_threads) norm_forward_general_kernel(cons
 
 void norm_forward(const NormTensors& tensors, int multiprocessors, void* stream) {
   const NormLayout layout = norm_layout(tensors);
-  const NormArguments arguments{tensors, layout.size, tensors.channels / tensors.group};
+  const NormArguments arguments(tensors, layout);
   const dim3 grid(static_cast<unsigned>(norm_grid(tensors, layout, multiprocessors)));
   with_norm_kernel(tensors, layout.vectors, [&]<typename T, Norm mode, int vectors>() {
     if constexpr (vectors == 0) {

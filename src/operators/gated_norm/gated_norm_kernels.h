@@ -10,7 +10,7 @@ namespace oryx::cuda {
 enum class Norm : int { norm, add, gate_norm, norm_gate, product };
 
 // x, gate and update are rows of `channels` contiguous elements, `*_stride` elements apart; every other
-// tensor is contiguous. weight, rstd, partials and dweight are of the accumulate type. `aligned`: 16-byte
+// tensor is contiguous. weight, partials and dweight are of the accumulate type. `aligned`: 16-byte
 // accesses reach every row, every group of `group` channels and the weight.
 struct NormTensors {
   device::Element element;
@@ -21,9 +21,8 @@ struct NormTensors {
   const void *x, *gate, *update;
   int64_t x_stride, gate_stride, update_stride;
   const void* weight;  // [group]
-  void* rstd;          // [rows, channels / group]; null: not kept
 
-  void *sum, *y;  // forward
+  void *sum, *y;  // forward; y also in backward, which makes it again where it is not null
 
   const void *dy, *dsum;  // backward
   void *dx, *dgate;

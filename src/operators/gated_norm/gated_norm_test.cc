@@ -156,6 +156,26 @@ TEST(GatedNormTest, DoesNotDependOnThreads) {
   for (size_t i = 0; i < results[0].size(); ++i) EXPECT_TRUE(at::equal(results[0][i], results[1][i]));
 }
 
+TEST(GatedNormTest, GradientsWithoutAGraph) {
+  at::manual_seed(5);
+  for (const Case& c : cases) {
+    const Tensors x = leaves({at::randn({c.rows, c.channels}), at::randn({c.rows, c.channels})}, at::kFloat);
+    const at::Tensor factor = at::randn({std::max<int64_t>(c.group, 1)}).set_requires_grad(true);
+    const at::Tensor dy = at::randn({c.rows, c.channels});
+    const auto gate = c.gate ? std::optional(x[1]) : std::nullopt;
+    const auto weight = c.group > 0 ? std::optional(factor) : std::nullopt;
+    Tensors inputs = {x[0]};
+    if (gate) inputs.push_back(*gate);
+    if (weight) inputs.push_back(*weight);
+    const at::Tensor y = gated_norm(x[0], gate, weight, 1e-5, c.order);
+    const Tensors want = gradients({y}, inputs, {dy});
+    const GatedNormGradients got = gated_norm_gradients(x[0], gate, weight, 1e-5, c.order, dy);
+    EXPECT_TRUE(at::equal(got.y, y) && at::equal(got.dx, want[0])) << c.name;
+    EXPECT_TRUE(!gate || at::equal(got.dgate, want[1])) << c.name;
+    EXPECT_TRUE(!weight || at::equal(got.dweight, want.back())) << c.name;
+  }
+}
+
 TEST(AddNorm, MatchesReference) {
   at::manual_seed(5);
   const Tensors inputs = {random_normal({70, 129}), random_normal({70, 129}), random_normal({129})};

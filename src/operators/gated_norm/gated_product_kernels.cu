@@ -35,15 +35,17 @@ __global__ void __launch_bounds__(norm_threads) product_kernel(const NormTensors
     const Vector<T, n> u = widen<T, n>(x[k]), g = widen<T, n>(gate[k]);
     if constexpr (backward) {
       const Vector<T, n> d = widen<T, n>(dy[k]);
-      Vector<T, n> dx, dgate;
+      Vector<T, n> dx, dgate, y;
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         const Wide<T> s = sigmoid<T>(g[i]);
         dx[i] = d[i] * g[i] * s;
+        y[i] = u[i] * g[i] * s;
         dgate[i] = d[i] * u[i] * silu_slope(g[i], s);
       }
       store(static_cast<T*>(p.dx) + at, dx);
       store(static_cast<T*>(p.dgate) + at, dgate);
+      if (p.y != nullptr) store(static_cast<T*>(p.y) + at, y);
     } else {
       Vector<T, n> y;
 #pragma unroll
