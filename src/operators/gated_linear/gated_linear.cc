@@ -1,7 +1,6 @@
 #include "operators/gated_linear/gated_linear.h"
 
 #include <ATen/ATen.h>
-#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "base/error.h"
@@ -32,31 +31,13 @@ class GatedLinear : public torch::autograd::Function<GatedLinear> {
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& upstream) {
-    variable_list inputs = context->get_saved_variables();
-    const at::Tensor weight = inputs.back();
-    inputs.pop_back();
-    at::Tensor inner;
-    {
-      const at::AutoGradMode enable(true);
-      for (at::Tensor& input : inputs) {
-        if (input.defined()) input = input.detach().set_requires_grad(true);
-      }
-      inner = gated_norm(inputs[0], present(inputs[1]), present(inputs[2]),
-                         context->saved_data["eps"].toDouble(), context->saved_data["order"].toStringRef());
-    }
-    const auto [d_inner, d_weight] = linear_gradients(inner.detach(), weight, upstream[0]);
-    variable_list leaves;
-    for (const at::Tensor& input : inputs) {
-      if (input.defined()) leaves.push_back(input);
-    }
-    const variable_list found = torch::autograd::grad({inner}, leaves, {d_inner});
-    variable_list gradients(6);  // of x, gate, norm_weight; eps and order have none; of weight
-    size_t next = 0;
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (inputs[i].defined()) gradients[i] = found[next++];
-    }
-    gradients[5] = d_weight;
-    return gradients;
+    const variable_list saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[3];
+    const GatedNormGradients inner = gated_norm_gradients(
+        x, present(saved[1]), present(saved[2]), context->saved_data["eps"].toDouble(),
+        context->saved_data["order"].toStringRef(), linear_input_gradient(x, weight, upstream[0]));
+    return {inner.dx, inner.dgate, inner.dweight,
+            {},       {},          linear_weight_gradient(inner.y, weight, upstream[0])};
   }
 };
 

@@ -285,10 +285,12 @@ std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList w
 
 }  // namespace
 
-std::pair<at::Tensor, at::Tensor> linear_gradients(const at::Tensor& x, const at::Tensor& weight,
-                                                   const at::Tensor& upstream) {
-  return {input_gradient(x, {weight}, {std::nullopt}, {upstream}),
-          weight_gradient(x, weight, std::nullopt, upstream)};
+at::Tensor linear_input_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream) {
+  return input_gradient(x, {weight}, {std::nullopt}, {upstream});
+}
+
+at::Tensor linear_weight_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream) {
+  return weight_gradient(x, weight, std::nullopt, upstream);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {

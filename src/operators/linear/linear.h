@@ -23,9 +23,10 @@ namespace oryx::operators {
 // rows run in the matrix product of LibTorch. Throws Error on other shapes or dtypes.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 
-// The gradients of linear() in x and weight for the gradient `upstream` [N, out] of its result.
-std::pair<at::Tensor, at::Tensor> linear_gradients(const at::Tensor& x, const at::Tensor& weight,
-                                                   const at::Tensor& upstream);
+// The gradients of linear() in x and in weight for the gradient `upstream` [N, out] of its result. The first takes
+// nothing but shape and dtype from x.
+at::Tensor linear_input_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream);
+at::Tensor linear_weight_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream);
 
 // y_i = x[rows_i] W_iᵀ for several weights over one input, as one node of the autograd graph: backward sums
 // the gradient of x over all of them in one buffer (for bfloat16 in float32, rounded once; on a GPU rounded
