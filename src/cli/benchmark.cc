@@ -33,7 +33,7 @@ struct Options {
   std::string schedule;
   std::string filter;
   int64_t batch = 8, length = 2048, context = 2048, tokens = 32, repeats = 5, heads = 16, head_dim = 128;
-  bool all_logits = false, json = false, profile = false;
+  bool all_logits = false, json = false, profile = false, recompute = false;
 };
 
 struct Timing {
@@ -161,6 +161,7 @@ void benchmark_train(const Options& options) {
   const at::Device device = options.compute.resolve_device();
   const at::ScalarType master = dtype == at::kDouble ? at::kDouble : at::kFloat;
   model::LanguageModel language_model(config, random_weights(config, master, device), dtype);
+  language_model.set_recompute_layers(options.recompute);
   training::Optimizer optimizer(language_model.weights(), {});
 
   Timing timing{
@@ -322,6 +323,8 @@ void add_benchmark(CLI::App& app) {
         add_source(command, options);
         count(command, "--batch", options.batch, "sequences");
         count(command, "--length", options.length, "tokens of a sequence");
+        command->add_flag("--recompute", options.recompute,
+                          "run layers again in backward: training.recompute");
         command->add_flag("--profile", options.profile, "a table of a GPU's time by part and kernel");
       });
   add(benchmark, "prefill", "A prompt up to its first new token", benchmark_prefill,

@@ -188,7 +188,8 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
     for (size_t i = 1; i < outputs.size(); ++i) mixed = mixed + outputs[i];
     return operators::linear(mixed / static_cast<double>(outputs.size()), output_);
   }
-  const at::Tensor mixed = outputs.size() == 1 ? outputs[0] : operators::merge_rows(outputs, output_rows, rows);
+  const at::Tensor mixed =
+      outputs.size() == 1 ? outputs[0] : operators::merge_rows(outputs, output_rows, rows);
   if (!gate.defined() && !norm_.defined()) return operators::linear(mixed, output_);
   return operators::gated_linear(mixed, optional(gate), optional(norm_), config_.norm_eps, config_.norm_order,
                                  output_);

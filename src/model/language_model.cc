@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/shapes.h"
+#include "model/recompute.h"
 #include "operators/cross_entropy/cross_entropy.h"
 #include "operators/gated_norm/gated_norm.h"
 #include "operators/linear/linear.h"
@@ -53,6 +54,15 @@ at::Tensor LanguageModel::hidden(const at::Tensor& tokens, const std::vector<sch
       operators::gated_norm(residual, std::nullopt, layers_[0].input_norm(), config_.norm_eps, "after_gate");
   for (size_t n = 0; n < layers_.size(); ++n) {
     const at::Tensor& next_norm = n + 1 < layers_.size() ? layers_[n + 1].input_norm() : final_norm_;
+    if (recompute_layers_ && state == nullptr && residual.requires_grad()) {
+      std::tie(residual, normed) = recomputed(
+          [layer = &layers_[n], next_norm, routing](const at::Tensor& residual_in,
+                                                    const at::Tensor& normed_in) {
+            return layer->forward(residual_in, normed_in, next_norm, routing, nullptr);
+          },
+          residual, normed);
+      continue;
+    }
     std::tie(residual, normed) =
         layers_[n].forward(residual, normed, next_norm, routing, state ? &state->layers()[n] : nullptr);
   }

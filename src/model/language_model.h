@@ -33,6 +33,9 @@ class LanguageModel {
 
   JointState empty_state(int64_t batch) const;
 
+  // Whether training keeps only the inputs of each layer and runs the layer again in backward.
+  void set_recompute_layers(bool recompute) { recompute_layers_ = recompute; }
+
   // tokens [batch, time] int64 → the normed hidden states [batch · time, width].
   // `spans`: one schedule for all sequences or one a sequence, in absolute positions, covering the piece.
   // `state`: when given, it is continued and advanced; otherwise the piece starts a sequence.
@@ -54,6 +57,7 @@ class LanguageModel {
   at::ScalarType dtype_;
   std::vector<Layer> layers_;
   at::Tensor embedding_, final_norm_;
+  bool recompute_layers_ = false;
 };
 
 }  // namespace oryx::model

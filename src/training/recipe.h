@@ -60,6 +60,7 @@ struct TrainingOptions {
   double weight_decay = 0.1;
   double clip = 1.0;
   std::string dtype = "float32";
+  std::string recompute = "none";
   std::string initial_model;
   int64_t validation_every = 100;
   int64_t validation_sequences = 64;
@@ -82,6 +83,8 @@ struct TrainingOptions {
     visitor("clip", clip, "limit of the gradient's global norm; 0 for none");
     visitor.choice("dtype", dtype, {"float32", "bfloat16", "float64"},
                    "computing type; bfloat16 keeps float32 weights");
+    visitor.choice("recompute", recompute, {"none", "layers"},
+                   "layers: keep only their inputs for backward and run them again there");
     visitor("initial_model", initial_model, "a model directory to start from; empty: random weights");
     visitor("validation_every", validation_every, "steps; 0 for only at the start and the end");
     visitor("validation_sequences", validation_sequences,

@@ -80,6 +80,7 @@ class Trainer {
               recipe_.training.warmup_fraction, recipe_.steps()},
         metrics_(run_.path(), checkpoint_ ? step_ : -1),
         stop_(stop) {
+    model_.set_recompute_layers(recipe_.training.recompute == "layers");
     if (checkpoint_) load_moments(*checkpoint_, optimizer_);
     if (metrics_.last_train()) seconds_before_ = metrics_.last_train()->seconds;
   }
