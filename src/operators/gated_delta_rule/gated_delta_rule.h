@@ -29,8 +29,8 @@ namespace oryx::operators {
 // (once). Saves for backward its inputs and one [chunk, chunk] matrix per chunk and state head.
 // Deterministic. Throws Error on other shapes, types or spans.
 // On a GPU, kernels serve bfloat16 with head dimensions of 64 and 128, in chunks of 64 whatever `chunk` says,
-// where no token has two rows; and float32 too where fewer than 16 tokens need no gradient. They save only
-// the inputs for backward. Other tensors take gated_delta_rule_chunked.
+// where no token has two rows; and float32 too where fewer than 16 tokens need no gradient. Their matrices of
+// 64 × 64 are bfloat16. Other tensors take gated_delta_rule_chunked.
 std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& query, const at::Tensor& key,
                                                     const at::Tensor& value, const at::Tensor& log_decay,
                                                     const at::Tensor& beta, const at::Tensor& spans,

@@ -73,7 +73,7 @@ T* data(const at::Tensor& x) {
 struct Call {
   cpu::MixerShape shape;
   at::Tensor query, key, value, log_decay, beta, initial_state, rows;
-  at::Tensor inverse, gates, transfer, states, residual;
+  at::Tensor inverse, gates, transfer, weights;
   cuda::GatedDeltaArguments arguments{};
   void* stream;
   int64_t blocks;
@@ -115,29 +115,24 @@ struct Call {
     return at::empty({blocks, rows_of_block, columns}, value.options().dtype(type));
   }
 
-  // What both directions need of the chunks: nothing of it is kept between them, it costs less than its
-  // storage.
-  void make_states(bool scaled_residual, const at::Tensor& final_state) {
+  // What both directions need of the chunks. Backward takes up the inverses that forward kept.
+  void prepare(const at::Tensor& kept_inverse, bool keep) {
     constexpr int64_t chunk = cuda::gated_delta_chunk;
-    inverse = per_block(chunk, chunk);
+    inverse = kept_inverse.defined() || !keep ? kept_inverse : per_block(chunk, chunk);
     gates = per_block(2, chunk, at::kFloat);
     transfer = per_block(chunk, shape.key_dim);
-    states = per_block(shape.key_dim, shape.value_dim);
-    residual = per_block(chunk, shape.value_dim);
+    weights = per_block(chunk * (shape.output_heads / shape.state_heads), chunk);
     cuda::GatedDeltaArguments& a = arguments;
     a.inverse = data<void>(inverse);
     a.gates = data<float>(gates);
     a.transfer = data<void>(transfer);
-    a.states = data<void>(states);
-    a.residual = data<void>(residual);
-    a.scaled_residual = scaled_residual;
-    a.final_state = data<float>(final_state);
-    cuda::gated_delta_prepare(a, stream);
-    cuda::gated_delta_states(a, stream);
+    a.weights = data<void>(weights);
+    kept_inverse.defined() ? cuda::gated_delta_prepare_again(a, stream)
+                           : cuda::gated_delta_prepare(a, stream);
   }
 };
 
-// Output and final state.
+// Output, final state and, where `differentiate`, the inverses that backward needs.
 variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shape, double scale,
                               bool differentiate) {
   Call call(t, shape, scale);
@@ -145,14 +140,14 @@ variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shap
   at::Tensor state =
       at::empty({shape.batch, shape.state_heads, shape.key_dim, shape.value_dim}, call.log_decay.options());
   call.arguments.output = packed_rows_of(output);
+  call.arguments.final_state = data<float>(state);
   if (!differentiate && shape.time < fewest_chunk_tokens) {
-    call.arguments.final_state = data<float>(state);
     cuda::gated_delta_steps(call.arguments, call.value.scalar_type() == at::kFloat, call.stream);
-    return {output, state};
+  } else {
+    call.prepare(at::Tensor(), differentiate);
+    cuda::gated_delta_outputs(call.arguments, call.stream);
   }
-  call.make_states(/*scaled_residual=*/true, state);
-  if (output.numel() > 0) cuda::gated_delta_outputs(call.arguments, call.stream);
-  return {output, state};
+  return {output, state, call.inverse};
 }
 
 class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> {
@@ -165,7 +160,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     const variable_list out = forward_kernels(t, expect_mixer_tensors(t), scale, true);
     context->set_materialize_grads(false);
     context->save_for_backward(
-        {query, key, value, log_decay, beta, spans, initial_state.value_or(at::Tensor())});
+        {query, key, value, log_decay, beta, spans, initial_state.value_or(at::Tensor()), out[2]});
     context->saved_data["scale"] = scale;
     return {out[0], out[1]};
   }
@@ -181,7 +176,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
                          cuda::gated_delta_chunk};
     const cpu::MixerShape shape = expect_mixer_tensors(t);
     Call call(t, shape, context->saved_data["scale"].toDouble());
-    call.make_states(/*scaled_residual=*/false, at::Tensor());
+    call.prepare(v[7], true);
 
     HeadGradient query(v[0], 1, shape.output_heads), key(v[1], 2, shape.state_heads);
     const at::TensorOptions wide = call.log_decay.options();
@@ -192,14 +187,18 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     at::Tensor d_output, d_final;
     if (grads[0].defined()) d_output = with_aligned_rows(grads[0]);
     if (grads[1].defined()) d_final = with_aligned_rows(grads[1].contiguous());
-    const at::Tensor d_states = call.per_block(shape.key_dim, shape.value_dim);
-    const at::Tensor d_update = call.per_block(cuda::gated_delta_chunk, shape.value_dim);
+    const at::Tensor states = call.per_block(shape.value_dim, shape.key_dim),
+                     d_states = at::empty_like(states);
+    const at::Tensor surprises = call.per_block(shape.value_dim, cuda::gated_delta_chunk),
+                     d_surprises = at::empty_like(surprises);
     if (!d_output.defined()) query.partial.zero_();
     cuda::GatedDeltaArguments& a = call.arguments;
     if (d_output.defined()) a.d_output = packed_rows_of(d_output);
     a.d_final_state = data<const float>(d_final);
+    a.states = data<void>(states);
+    a.surprises = data<void>(surprises);
     a.d_states = data<void>(d_states);
-    a.d_update = data<void>(d_update);
+    a.d_surprises = data<void>(d_surprises);
     a.d_query = packed_rows_of(query.partial);
     a.d_key = token_rows_of(key.partial);
     a.wide_d_query = query.wide;
@@ -208,7 +207,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     a.d_log_decay = data<float>(d_log_decay);
     a.d_beta = data<float>(d_beta);
     a.d_initial_state = data<float>(d_initial);
-    if (d_output.defined() && d_output.numel() > 0) cuda::gated_delta_output_gradients(a, call.stream);
+    cuda::gated_delta_states(a, call.stream);
     cuda::gated_delta_state_gradients(a, call.stream);
     cuda::gated_delta_input_gradients(a, call.stream);
     return {query.sum(), key.sum(), d_value, d_log_decay, d_beta, {}, d_initial, {}};

@@ -48,40 +48,202 @@ __device__ inline bf16* packed_row(const GatedDeltaRows& x, int row, int head) {
   return static_cast<bf16*>(x.data) + row * x.time + head * x.head;
 }
 
-// Loads rows by a table of packed rows, in which −1 stands for a row of zeros.
-template <int columns, int threads, int at_once = 2>
-__device__ inline void load_packed(Tile<columns> tile, const int32_t* rows, const GatedDeltaRows& x, int head,
-                                   int column0, int width) {
-  const int units = width / 8;
-#pragma unroll at_once
-  for (int i = static_cast<int>(threadIdx.x); i < kChunk * units; i += threads) {
-    const int row = i / units, column = i % units * 8, packed = rows[row];
-    copy_async(tile.unit(row, column), packed_row(x, packed < 0 ? 0 : packed, head) + column0 + column,
-               packed >= 0);
-  }
-}
-
-// Loads `width` ≤ columns columns of `rows` rows.
-template <int columns, int rows, int width, int threads, typename RowPointer>
-__device__ inline void load_slice(Tile<columns> tile, int valid_rows, RowPointer row_pointer) {
+// Loads `width` ≤ columns columns of `rows` rows by `threads` threads, of which this is `thread`; rows at and
+// past valid_rows become zero.
+template <int columns, int width, int rows, int threads, typename RowPointer>
+__device__ inline void load_rows(Tile<columns> tile, int thread, int valid_rows, RowPointer row_pointer) {
   constexpr int units = width / 8;
+  static_assert(rows * units % threads == 0 || units % threads == 0);
 #pragma unroll 2
-  for (int i = static_cast<int>(threadIdx.x); i < rows * units; i += threads) {
+  for (int i = thread; i < rows * units; i += threads) {
     const int row = i / units, column = i % units * 8;
     const bool valid = row < valid_rows;
     copy_async(tile.unit(row, column), row_pointer(valid ? row : 0) + column, valid);
   }
 }
 
-// As multiply() from 0 to depth, `tiles` tiles of the summed index at a time: unrolled whole, kernels with
-// many or wide products keep more addresses than there are registers.
-template <Layout layout_a, Layout layout_b, int tiles = 1, int row_tiles, int column_tiles, int columns_a,
-          int columns_b>
-__device__ inline void multiply_rolled(Accumulator<row_tiles, column_tiles>& sum, Tile<columns_a> a, int m0,
-                                       Tile<columns_b> b, int n0, int depth) {
+// The same by a table of packed rows, in which −1 stands for a row of zeros. The table is read before the
+// copies: each read in between would wait for itself.
+template <int columns, int width, int threads>
+__device__ inline void load_packed(Tile<columns> tile, int thread, const int32_t* rows,
+                                   const GatedDeltaRows& x, int head, int column0) {
+  constexpr int units = width / 8, count = kChunk * units / threads, at_once = count < 4 ? count : 4;
+  static_assert(count % at_once == 0);
 #pragma unroll 1
-  for (int k = 0; k < depth; k += 16 * tiles)
-    multiply<layout_a, layout_b>(sum, a, m0, b, n0, k, k + 16 * tiles);
+  for (int first = 0; first < count; first += at_once) {
+    int32_t packed[at_once];
+#pragma unroll
+    for (int e = 0; e < at_once; ++e) packed[e] = rows[(thread + (first + e) * threads) / units];
+#pragma unroll
+    for (int e = 0; e < at_once; ++e) {
+      const int i = thread + (first + e) * threads, row = i / units, column = i % units * 8;
+      const bool valid = packed[e] >= 0;
+      copy_async(tile.unit(row, column), packed_row(x, valid ? packed[e] : 0, head) + column0 + column,
+                 valid);
+    }
+  }
+}
+
+// An 8 × 8 tile of 16-bit elements, of which the lane holds row lane / 4, columns 2 (lane % 4) and the next,
+// transposed.
+__device__ inline uint32_t transpose_matrix(uint32_t pair) {
+#ifdef ORYX_EMULATED
+  const int lane = static_cast<int>(threadIdx.x) % 32, source = lane % 4 * 8 + lane / 8;
+  const uint32_t first = __shfl_sync(0xffffffffu, pair, source),
+                 second = __shfl_sync(0xffffffffu, pair, source + 4);
+  return lane / 4 % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
+#else
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+#endif
+}
+
+// Two registers of neighbouring tiles of 8 columns, each the lane's pair of a row, as four columns that lie
+// together, from pair_column() on in the two tiles' 16.
+__device__ inline uint2 pair_up(uint32_t first, uint32_t second) {
+  const bool odd = threadIdx.x % 2 != 0;
+  const uint32_t got = __shfl_xor_sync(0xffffffffu, odd ? first : second, 1);
+  return odd ? uint2{got, second} : uint2{first, got};
+}
+__device__ inline int pair_column() {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+  return t % 2 == 0 ? 2 * t : 2 * t + 6;
+}
+
+// Writes an accumulator's rows to global memory as bf16; row_pointer(row) is the place of its first column,
+// or null where the row is not wanted. The order of `columns` is that of the accumulator.
+template <int row_tiles, int column_tiles, typename RowPointer>
+__device__ inline void write_rows(const Accumulator<row_tiles, column_tiles>& sum, RowPointer row_pointer) {
+  const int row = static_cast<int>(threadIdx.x) % 32 / 4, column = pair_column();
+#pragma unroll
+  for (int i = 0; i < row_tiles; ++i)
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      bf16* to = row_pointer(16 * i + row + 8 * below);
+#pragma unroll
+      for (int j = 0; j < column_tiles; j += 2) {
+        const uint2 four = pair_up(pack(sum.value[i][j][2 * below], sum.value[i][j][2 * below + 1]),
+                                   pack(sum.value[i][j + 1][2 * below], sum.value[i][j + 1][2 * below + 1]));
+        if (to != nullptr) *reinterpret_cast<uint2*>(to + 8 * j + column) = four;
+      }
+    }
+}
+
+// Addresses of the lane's part of fragments of a tile, from that of the tile's first: columns on by 16 flip
+// bits of it, rows on add to it. That costs no register per address, unlike Tile::unit().
+template <Layout layout, int columns>
+struct FragmentsB {
+  SharedAddress first;
+
+  __device__ explicit FragmentsB(Tile<columns> tile) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, low = lane % 8, middle = lane / 8 % 2 * 8,
+              high = lane / 16 * 8;
+    first = shared_address(layout == Layout::plain ? tile.unit(low + high, middle)
+                                                   : tile.unit(low + middle, high));
+  }
+  // Columns 16 n … of B, summed rows 16 k …, as load_b().
+  __device__ void load(uint32_t (&b)[4], int n, int k) const {
+    if constexpr (layout == Layout::plain) {
+      load_matrices(b, (first ^ static_cast<SharedAddress>(32 * k)) + 32 * columns * n);
+    } else {
+      load_matrices_transposed(b, (first ^ static_cast<SharedAddress>(32 * n)) + 32 * columns * k);
+    }
+  }
+};
+template <Layout layout, int columns>
+struct FragmentsA {
+  SharedAddress first;
+
+  __device__ explicit FragmentsA(Tile<columns> tile) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, low = lane % 8, middle = lane / 8 % 2 * 8,
+              high = lane / 16 * 8;
+    first = shared_address(layout == Layout::plain ? tile.unit(low + middle, high)
+                                                   : tile.unit(low + high, middle));
+  }
+  // Rows 16 m … of A, summed columns 16 k …, as load_a().
+  __device__ void load(uint32_t (&a)[4], int m, int k) const {
+    if constexpr (layout == Layout::plain) {
+      load_matrices(a, (first ^ static_cast<SharedAddress>(32 * k)) + 32 * columns * m);
+    } else {
+      load_matrices_transposed(a, (first ^ static_cast<SharedAddress>(32 * m)) + 32 * columns * k);
+    }
+  }
+};
+
+// sum += A B over `depth`, for rows 16 m … of A and columns 16 n … of B.
+template <Layout layout_a, Layout layout_b, int depth, int row_tiles, int column_tiles, int columns_a,
+          int columns_b>
+__device__ inline void multiply_tiles(Accumulator<row_tiles, column_tiles>& sum, Tile<columns_a> a_tile,
+                                      int m, Tile<columns_b> b_tile, int n) {
+  const FragmentsA<layout_a, columns_a> left(a_tile);
+  const FragmentsB<layout_b, columns_b> right(b_tile);
+  [[maybe_unused]] constexpr int at_once = depth >= 128 ? 4 : 2;  // more take registers that the kernels lack
+#pragma unroll at_once
+  for (int k = 0; k < depth / 16; ++k) {
+    uint32_t a[row_tiles][4];
+#pragma unroll
+    for (int i = 0; i < row_tiles; ++i) left.load(a[i], m + i, k);
+#pragma unroll
+    for (int j = 0; j < column_tiles / 2; ++j) {
+      uint32_t b[4];
+      right.load(b, n + j, k);
+#pragma unroll
+      for (int i = 0; i < row_tiles; ++i) {
+        multiply_add(sum.value[i][2 * j], a[i], b[0], b[1]);
+        multiply_add(sum.value[i][2 * j + 1], a[i], b[2], b[3]);
+      }
+    }
+  }
+}
+
+// GatedDeltaArguments::inverse as it lies in shared memory. Of a fragment's four 8 × 8 tiles those on the
+// square's diagonal hold elements that are not C's, and one that the diagonal does not reach none that are.
+// `pair` is the lane's of a tile on the diagonal, along rows i of C[i][j] (their pairs) with j = lane / 4.
+__device__ inline uint32_t below_diagonal_by_rows(uint32_t pair) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, i = 2 * (lane % 4), j = lane / 4;
+  return pair & ((i > j ? 0xffffu : 0u) | (i + 1 > j ? 0xffff0000u : 0u));
+}
+// The same along columns: pairs of j with i = lane / 4.
+__device__ inline uint32_t below_diagonal_by_columns(uint32_t pair) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, i = lane / 4, j = 2 * (lane % 4);
+  return pair & ((i > j ? 0xffffu : 0u) | (i > j + 1 ? 0xffff0000u : 0u));
+}
+// Rows 16 i … and columns 16 j … of C, i ≥ j, rounded and the rest, as B operand with the rows summed over.
+__device__ inline void load_inverse_b(uint32_t (&high)[4], uint32_t (&low)[4], Tile<64> inverse, int i,
+                                      int j) {
+  load_b<Layout::transposed>(high, inverse, 16 * j, 16 * i);
+  load_b<Layout::plain>(low, inverse, 16 * j, 16 * i);
+  if (i == j) {
+    for (auto* b : {high, low}) {
+      b[0] = below_diagonal_by_rows(b[0]);
+      b[2] = 0;
+      b[3] = below_diagonal_by_rows(b[3]);
+    }
+  }
+}
+// Cᵀ as A operand, with the rows of C summed over.
+__device__ inline void load_inverse_a(uint32_t (&high)[4], uint32_t (&low)[4], Tile<64> inverse, int i,
+                                      int j) {
+  load_a<Layout::transposed>(high, inverse, 16 * j, 16 * i);
+  load_a<Layout::plain>(low, inverse, 16 * j, 16 * i);
+  if (i == j) {
+    for (auto* a : {high, low}) {
+      a[0] = below_diagonal_by_rows(a[0]);
+      a[1] = 0;
+      a[3] = below_diagonal_by_rows(a[3]);
+    }
+  }
+}
+// Cᵀ rounded as B operand, with the columns of C summed over.
+__device__ inline void load_inverse_transposed_b(uint32_t (&high)[4],
+                                                 const FragmentsB<Layout::plain, 64>& inverse, int i, int j) {
+  inverse.load(high, i, j);
+  if (i == j) {
+    high[0] = below_diagonal_by_columns(high[0]);
+    high[1] = 0;
+    high[3] = below_diagonal_by_columns(high[3]);
+  }
 }
 
 // gates of a block as they lie in shared memory.

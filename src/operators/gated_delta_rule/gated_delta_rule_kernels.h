@@ -41,17 +41,19 @@ struct GatedDeltaArguments {
   GatedDeltaRows output;
   float* final_state;  // like initial_state
 
-  void* inverse;         // bf16 [blocks, 64, 64]: A = (I + L)⁻¹
-  float* gates;          // [blocks, 2, 64]: G · log₂e, β
-  void* transfer;        // bf16 [blocks, 64, key_dim]: E = Aᵀ (ρ ⊙ K)
-  void* states;          // bf16 [blocks, key_dim, value_dim]: S before the chunk
-  void* residual;        // bf16 [blocks, 64, value_dim]: W or β ⊙ W, W = V − γ ⊙ (K S)
-  bool scaled_residual;  // β ⊙ W
+  // bf16 [blocks, 64, 64]: C, strictly lower, where A = (I + L)⁻¹ = I + β ⊙ C: rounded below the diagonal
+  // and, transposed above it, what the rounding took. Null: not wanted.
+  void* inverse;
+  float* gates;    // [blocks, 2, 64]: G · log₂e, β
+  void* transfer;  // bf16 [blocks, 64, key_dim]: E = Aᵀ (ρ ⊙ K)
+  void* weights;  // bf16 [blocks, readers, 64, 64]: scale · P A of each output head, in the chunks with rows
+  void* states;   // bf16 [blocks, value_dim, key_dim]: Sᵀ before the chunk
+  void* surprises;  // bf16 [blocks, value_dim, 64]: Nᵀ, U = β ⊙ N
 
   GatedDeltaRows d_output;        // data null: no gradient
   const float* d_final_state;     // or null
-  void* d_states;                 // bf16 [blocks, key_dim, value_dim]: dS after the chunk
-  void* d_update;                 // bf16 [blocks, 64, value_dim]: Aᵀ (Pᵀ dO), then Y = Aᵀ dU
+  void* d_states;                 // bf16 [blocks, value_dim, key_dim]: dSᵀ after the chunk
+  void* d_surprises;              // bf16 [blocks, value_dim, 64]: Yᵀ, Y = Aᵀ dU
   GatedDeltaRows d_query;         // per output head
   GatedDeltaRows d_key;           // per state head
   bool wide_d_query, wide_d_key;  // float32 instead of bfloat16
@@ -65,21 +67,20 @@ struct GatedDeltaArguments {
 // (227 KiB a block: compute capability 9.0 and its successors).
 bool gated_delta_fits();
 
-// key, log_decay, beta → gates, inverse, transfer.
+// query, key, log_decay, beta, rows → gates, inverse (where not null), transfer, weights.
 void gated_delta_prepare(const GatedDeltaArguments& arguments, void* stream);
-// key, value, gates, transfer, initial_state → states, residual, final_state (where not null). Serial over
-// chunks.
-void gated_delta_states(const GatedDeltaArguments& arguments, void* stream);
-// query, key, gates, inverse, states, residual (β ⊙ W), rows → output.
+// The same with the inverse given: query, key, log_decay, beta, rows, inverse → gates, transfer, weights.
+void gated_delta_prepare_again(const GatedDeltaArguments& arguments, void* stream);
+// query, key, value, gates, transfer, weights, rows, initial_state → output, final_state. Serial over chunks.
 void gated_delta_outputs(const GatedDeltaArguments& arguments, void* stream);
 
-// query, key, gates, inverse, rows, d_output → d_update, for the chunks with rows.
-void gated_delta_output_gradients(const GatedDeltaArguments& arguments, void* stream);
-// query, key, gates, transfer, rows, d_output, d_update, d_final_state → d_states, d_update, d_value,
+// key, value, gates, inverse, transfer, initial_state → states, surprises. Serial over chunks.
+void gated_delta_states(const GatedDeltaArguments& arguments, void* stream);
+// query, key, gates, transfer, weights, rows, d_output, d_final_state → d_states, d_surprises, d_value,
 // d_initial_state (where not null). Serial over chunks, from the last.
 void gated_delta_state_gradients(const GatedDeltaArguments& arguments, void* stream);
-// The rest: query, key, gates, inverse, states, residual (W), rows, d_output, d_states, d_update → d_query,
-// d_key, d_log_decay, d_beta.
+// query, key, gates, states, surprises, rows, d_output, d_states, d_surprises → d_query, d_key, d_log_decay,
+// d_beta.
 void gated_delta_input_gradients(const GatedDeltaArguments& arguments, void* stream);
 
 // The whole forward token by token, for decoding: query, key, value (float32 where `wide`, else bfloat16),

@@ -1,125 +1,130 @@
-// The outputs of the tokens that want one, chunk by chunk: O = scale · (γ ⊙ (Q S) + P U), U = A (β ⊙ W).
-#include "operators/gated_delta_rule/gated_delta_rule_device.h"
+// Outputs and the final state, serial over chunks: O = scale · γ ⊙ (Q S) + (scale · P A) (β ⊙ W) for the
+// chunks with rows. A step is one reader (output head) of one chunk.
+#include "operators/gated_delta_rule/gated_delta_rule_walk.h"
 
 namespace oryx::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+template <int key_dim, int width>
+using Memory = PassMemory<key_dim, width, true>;
 
-template <int key_dim, int value_dim>
-struct OutputsMemory {
-  static constexpr int widest = key_dim > value_dim ? key_dim : value_dim;
-  Tile<key_dim> key{nullptr}, query{nullptr};
-  Tile<value_dim> update{nullptr}, state{nullptr};
-  Tile<value_dim> output{nullptr};  // in the query's place
-  Tile<64> inverse{nullptr};
-  float* gates;
-
-  static constexpr size_t bytes = Tile<key_dim>::bytes(kChunk) + Tile<widest>::bytes(kChunk) +
-                                  Tile<value_dim>::bytes(kChunk) + Tile<value_dim>::bytes(key_dim) +
-                                  Tile<64>::bytes(kChunk) + kGates * sizeof(float);
-
-  __device__ explicit OutputsMemory(char* shared) {
-    const auto take = [&](size_t size) {
-      char* at = shared;
-      shared += size;
-      return reinterpret_cast<bf16*>(at);
-    };
-    key.base = take(Tile<key_dim>::bytes(kChunk));
-    query.base = output.base = take(Tile<widest>::bytes(kChunk));
-    update.base = take(Tile<value_dim>::bytes(kChunk));
-    state.base = take(Tile<value_dim>::bytes(key_dim));
-    inverse.base = take(Tile<64>::bytes(kChunk));
-    gates = reinterpret_cast<float*>(shared);
-  }
-};
-
-template <int key_dim, int value_dim>
-__global__ void __launch_bounds__(kThreads, 2) outputs_kernel(const GatedDeltaArguments p) {
-  const Block block = Block::of_grid(p);
-  const int32_t* rows = block.row_table(p);
-  if (rows[kChunk] == 0) return;
-  const OutputsMemory<key_dim, value_dim> memory(shared_memory());
-  const int lane = static_cast<int>(threadIdx.x) % 32, m0 = static_cast<int>(threadIdx.x) / 32 * 16;
-
-  const bf16* inverse = static_cast<const bf16*>(p.inverse) + block.index * kChunk * kChunk;
-  const bf16* residual = static_cast<const bf16*>(p.residual) + block.index * kChunk * value_dim;
-  const bf16* states = static_cast<const bf16*>(p.states) + block.index * key_dim * value_dim;
-  const bf16* key = block.key_rows(p);
-  load_gates(memory.gates, p, block.index);
-  load_tile<64, kChunk, kThreads>(memory.inverse, kChunk, [&](int row) { return inverse + row * kChunk; });
-  load_tile<value_dim, kChunk, kThreads>(memory.update, kChunk,
-                                         [&](int row) { return residual + row * value_dim; });
-  commit_copies();
-  load_tile<key_dim, kChunk, kThreads>(memory.key, block.valid,
-                                       [&](int row) { return key + row * p.key.time; });
-  load_tile<value_dim, key_dim, kThreads>(memory.state, key_dim,
-                                          [&](int row) { return states + row * value_dim; });
-
+template <int key_dim, int width>
+__global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
+    outputs_kernel(const GatedDeltaArguments p) {
+  using Memory = oryx::cuda::Memory<key_dim, width>;
+  const Memory memory{shared_memory()};
+  const int parts = p.value_dim / width, part_column = static_cast<int>(blockIdx.x) % parts * width;
+  const int64_t stream = static_cast<int64_t>(blockIdx.x) / parts;
   const int readers = p.output_heads / p.state_heads;
-  for (int reader = 0; reader < readers; ++reader) {
-    const int output_head = block.head * readers + reader;
-    if (reader > 0) __syncthreads();
-    load_packed<key_dim, kThreads>(memory.query, rows, p.query,
-                                   output_head / (p.output_heads / p.query_heads), 0, key_dim);
-    commit_copies();
+
+  const auto table = [&](int step, int thread) {
+    load_table(memory.rows(step), Block(p, stream, step / readers).row_table(p), thread);
+  };
+  const auto load = [&](int step, int thread) {
+    const Block block(p, stream, step / readers);
+    const auto stage = memory.stage(step);
+    const int32_t* rows = memory.rows(step);
+    const int reader = step % readers;
     if (reader == 0) {
-      wait_copies<1>();
-      __syncthreads();
-      Accumulator<1, value_dim / 8> update;
-      update.clear();
-      multiply<Layout::plain, Layout::transposed>(update, memory.inverse, m0, memory.update, 0, 0, kChunk);
-      __syncthreads();
-      update.store(memory.update, m0, 0);
+      load_keys(p, block, stage.key, thread);
+      load_values<width>(p, block, stage.slice, part_column, thread);
     }
-    wait_copies<0>();
-    __syncthreads();
-    const Gates gates(memory.gates);
-
-    Accumulator<1, value_dim / 8> output;
-    output.clear();
-    multiply<Layout::plain, Layout::transposed>(output, memory.query, m0, memory.state, 0, 0, key_dim);
-    output.for_pairs([&](int row, int, float& first, float& second) {
-      const float gamma = gates.gamma(m0 + row);
-      first *= gamma, second *= gamma;
-    });
-    Accumulator<1, 8> weights;
-    weights.clear();
-    multiply<Layout::plain, Layout::plain>(weights, memory.query, m0, memory.key, 0, 0, key_dim);
-    weights.for_pairs([&](int row, int column, float& first, float& second) {
-      first *= gates.between(m0 + row, column);
-      second *= gates.between(m0 + row, column + 1);
-    });
-    multiply_registers<Layout::transposed, 4>(output, weights, memory.update, 0, 0);
-
-    // Through the rows of the query's tile that only this warp reads, unless rows of the two differ in
-    // length.
-    if constexpr (key_dim == value_dim) {
-      __syncwarp();
-    } else {
-      __syncthreads();
+    load_gates(p, block, stage.gates, thread);
+    if (rows[kChunk] > 0) {
+      const int head = block.head * readers + reader;
+      load_packed<key_dim, key_dim, kLoaders>(stage.query, thread, rows, p.query,
+                                              head / (p.output_heads / p.query_heads), 0);
+      load_square(p.weights, block.index * readers + reader, stage.square, thread);
     }
-    output.for_pairs([&](int row, int column, float& first, float& second) {
-      memory.output.store2(m0 + row, column, p.scale * first, p.scale * second);
-    });
-    __syncwarp();
-    constexpr int units = value_dim / 8;
-    for (int i = lane; i < 16 * units; i += 32) {
-      const int row = m0 + i / units, column = i % units * 8, packed = rows[row];
-      if (packed >= 0) {
-        *reinterpret_cast<uint4*>(packed_row(p.output, packed, output_head) + column) =
-            *reinterpret_cast<const uint4*>(memory.output.unit(row, column));
+    if (reader == readers - 1) load_transfer(p, block, stage.transfer, thread);
+  };
+
+  StateRows<key_dim> state;
+  const int64_t state_at = stream * key_dim * p.value_dim + part_column;
+  const bool walks = threadIdx.x < Memory::walkers;
+  if (walks) state.read(p.initial_state == nullptr ? nullptr : p.initial_state + state_at, p.value_dim);
+  uint32_t weighted[4][4];
+  walk_chunks<Memory>(p.chunks * readers, table, load, [&](int step) {
+    const auto stage = memory.stage(step);
+    const int32_t* rows = memory.rows(step);
+    const Gates gates(stage.gates);
+    const int reader = step % readers;
+    if (reader == 0) {
+      Accumulator<1, 8> residual;
+      find_residual(residual, weighted, state, stage.key, stage.slice, gates);
+    }
+    if (rows[kChunk] > 0) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      Accumulator<4, 2> output;
+      output.clear();
+      const FragmentsA<Layout::plain, key_dim> query(stage.query);
+#pragma unroll
+      for (int k = 0; k < key_dim / 16; ++k) {
+        uint32_t s[4];
+        state.values.as_a(s, 0, k);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          uint32_t a[4];
+          query.load(a, i, k);
+          multiply_add(output.value[i][0], a, s[0], s[2]);
+          multiply_add(output.value[i][1], a, s[1], s[3]);
+        }
       }
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int below = 0; below < 2; ++below) {
+          const float gamma = p.scale * gates.gamma(16 * i + lane / 4 + 8 * below);
+#pragma unroll
+          for (int j = 0; j < 2; ++j)
+            output.value[i][j][2 * below] *= gamma, output.value[i][j][2 * below + 1] *= gamma;
+        }
+      const FragmentsA<Layout::plain, 64> weights(stage.square);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int k = 0; k <= i; ++k) {
+          uint32_t a[4];
+          weights.load(a, i, k);
+          multiply_add(output.value[i][0], a, weighted[k][0], weighted[k][2]);
+          multiply_add(output.value[i][1], a, weighted[k][1], weighted[k][3]);
+        }
+      const int head = static_cast<int>(stream % p.state_heads) * readers + reader;
+      const int64_t column = part_column + state.column0();
+      write_rows(output, [&](int row) {
+        const int packed = rows[row];
+        return packed < 0 ? nullptr : packed_row(p.output, packed, head) + column;
+      });
     }
-  }
+    if (reader == readers - 1) {
+      state.scale(gates.total());
+      const FragmentsB<Layout::transposed, key_dim> transfer(stage.transfer);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) state.add(weighted[k], transfer, k);
+    }
+  });
+  if (walks && p.final_state != nullptr) state.write(p.final_state + state_at, p.value_dim);
 }
 
 }  // namespace
 
+bool gated_delta_fits() {
+#ifdef ORYX_EMULATED
+  return true;
+#else
+  int device = 0, bytes = 0;
+  expect_success(cudaGetDevice(&device), "the current device");
+  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                 "shared memory of the device");
+  return bytes >= static_cast<int>(Memory<128, 128>::bytes);
+#endif
+}
+
 void gated_delta_outputs(const GatedDeltaArguments& p, void* stream) {
-  with_dims(p, [&]<int key_dim, int value_dim>() {
-    launch<outputs_kernel<key_dim, value_dim>>(dim3(static_cast<unsigned>(blocks_of(p))), kThreads,
-                                               OutputsMemory<key_dim, value_dim>::bytes, stream, p);
+  with_width(p, [&]<int key_dim, int width>() {
+    const auto grid = static_cast<unsigned>(p.batch * p.state_heads * (p.value_dim / width));
+    launch<outputs_kernel<key_dim, width>>(dim3(grid), Memory<key_dim, width>::threads,
+                                           Memory<key_dim, width>::bytes, stream, p);
   });
 }
 

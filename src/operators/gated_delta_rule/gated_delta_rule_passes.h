@@ -1,109 +1,156 @@
-// What the two serial passes share: how a state [key_dim, width] of float32 lies over the warps of a block,
-// with a copy rounded to bf16 in shared memory as the operand of products.
+// What the serial passes share. A block of threads walks over a stream's chunks with `width` columns of its
+// state; a warp has 16 of them, transposed, in registers, where they are an operand of products as they lie:
+// warps meet only once a chunk, for the loads, which four more warps issue ahead.
 #pragma once
 
 #include "operators/gated_delta_rule/gated_delta_rule_device.h"
 
 namespace oryx::cuda {
 
-// `width` columns of the state belong to a block of threads. Four warps share the rows; from 128 columns on
-// there are two such groups, a half of the columns each.
-template <int width_>
-struct PassShape {
-  static constexpr int width = width_;
-  static constexpr int groups = width > 64 ? width / 64 : 1;
-  static constexpr int threads = 128 * groups;
-  static constexpr int columns = width / groups;  // of a warp
+constexpr int kLoaders = 128;
+
+template <int key_dim, int width, bool has_query>
+struct PassMemory {
+  static constexpr int walkers = 2 * width, threads = walkers + kLoaders;
   // A tile of at least `width` columns; the others are never touched.
-  struct Slice : Tile<(width > 64 ? width : 64)> {
-    static constexpr int width = PassShape::width > 64 ? PassShape::width : 64;
+  using Slice = Tile<(width > 64 ? width : 64)>;
+  struct Stage {
+    Tile<key_dim> key, transfer, query;
+    Slice slice;      // of the values or dO
+    Tile<64> square;  // C or P A
+    float* gates;
   };
+  static constexpr size_t key_bytes = Tile<key_dim>::bytes(kChunk), slice_bytes = Slice::bytes(kChunk);
+  static constexpr size_t stage_bytes =
+      (has_query ? 3 : 2) * key_bytes + slice_bytes + Tile<64>::bytes(kChunk) + kGates * sizeof(float);
+  static constexpr int stages = 3;
+  static constexpr size_t row_bytes = gated_delta_row_table * sizeof(int32_t);
+  static constexpr size_t bytes = stages * stage_bytes + 2 * stages * row_bytes;
+
+  char* shared;
+  __device__ Stage stage(int step) const {
+    char* at = shared + step % stages * stage_bytes;
+    const auto take = [&](size_t size) {
+      char* taken = at;
+      at += size;
+      return reinterpret_cast<bf16*>(taken);
+    };
+    Stage s;
+    s.key.base = take(key_bytes);
+    s.transfer.base = take(key_bytes);
+    s.query.base = take(has_query ? key_bytes : 0);
+    s.slice.base = take(slice_bytes);
+    s.square.base = take(Tile<64>::bytes(kChunk));
+    s.gates = reinterpret_cast<float*>(at);
+    return s;
+  }
+  // The table of rows, which is there when the loads of its step are issued and still when the step runs.
+  __device__ int32_t* rows(int step) const {
+    return reinterpret_cast<int32_t*>(shared + stages * stage_bytes + step % (2 * stages) * row_bytes);
+  }
 };
 
-template <int key_dim, int width>
-struct StateAccumulator {
-  using Shape = PassShape<width>;
-  Accumulator<key_dim / 64, Shape::columns / 8> values;
+// What a warp holds of the state: 16 columns from column0() on, as rows, by key_dim.
+template <int key_dim>
+struct StateRows {
+  Accumulator<1, key_dim / 8> values;
 
-  __device__ static int warp() { return static_cast<int>(threadIdx.x) / 32; }
-  __device__ static int row0() { return warp() % 4 * (key_dim / 4); }
-  __device__ static int column0() { return warp() / 4 * Shape::columns; }
+  __device__ static int column0() { return static_cast<int>(threadIdx.x) / 32 * 16; }
 
+  // From and to [key_dim, value_dim] in float32.
   __device__ void read(const float* from, int pitch) {
     values.for_pairs([&](int row, int column, float& first, float& second) {
-      float2 pair{0.0f, 0.0f};
-      if (from != nullptr) {
-        pair = *reinterpret_cast<const float2*>(from + static_cast<int64_t>(row0() + row) * pitch +
-                                                column0() + column);
-      }
-      first = pair.x, second = pair.y;
+      const float* at = from + (column * pitch + column0() + row);
+      first = from == nullptr ? 0.0f : at[0], second = from == nullptr ? 0.0f : at[pitch];
     });
   }
   __device__ void write(float* to, int pitch) {
     values.for_pairs([&](int row, int column, float& first, float& second) {
-      *reinterpret_cast<float2*>(to + static_cast<int64_t>(row0() + row) * pitch + column0() + column) = {
-          first, second};
+      float* at = to + (column * pitch + column0() + row);
+      at[0] = first, at[pitch] = second;
     });
   }
   __device__ void scale(float factor) {
     values.for_pairs([&](int, int, float& first, float& second) { first *= factor, second *= factor; });
   }
-  // += leftᵀ right over the rows of a chunk, for tiles [64, key_dim] and [64, width].
-  __device__ void add(Tile<key_dim> left, typename Shape::Slice right) {
-    if constexpr (Shape::columns >= 64) {
-      multiply_rolled<Layout::transposed, Layout::transposed, 2>(values, left, row0(), right, column0(),
-                                                                 kChunk);
-    } else {
-      multiply<Layout::transposed, Layout::transposed>(values, left, row0(), right, column0(), 0, kChunk);
+  // += left right, for tokens 16 k … of a tile [64, key_dim].
+  __device__ void add(const uint32_t (&left)[4], const FragmentsB<Layout::transposed, key_dim>& right,
+                      int k) {
+#pragma unroll
+    for (int j = 0; j < key_dim / 16; ++j) {
+      uint32_t b[4];
+      right.load(b, j, k);
+      multiply_add(values.value[0][2 * j], left, b[0], b[1]);
+      multiply_add(values.value[0][2 * j + 1], left, b[2], b[3]);
     }
   }
-  template <typename Target>
-  __device__ void round(Target tile) {
-    values.store(tile, row0(), column0());
+  // Writes the rows, rounded, from `to` on.
+  __device__ void write_rounded(bf16* to) const {
+    write_rows(values, [&](int row) { return to + row * key_dim; });
+  }
+  // sum += state · rightᵀ, for a tile [64, key_dim]: 16 columns of the state by tokens.
+  __device__ void multiply(Accumulator<1, 8>& sum, Tile<key_dim> right) const {
+    const FragmentsB<Layout::plain, key_dim> fragments(right);
+#pragma unroll
+    for (int k = 0; k < key_dim / 16; ++k) {
+      uint32_t a[4];
+      values.as_a(a, 0, k);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        uint32_t b[4];
+        fragments.load(b, j, k);
+        multiply_add(sum.value[0][2 * j], a, b[0], b[1]);
+        multiply_add(sum.value[0][2 * j + 1], a, b[2], b[3]);
+      }
+    }
   }
 };
 
-// Writes the rounded state to a block's place in [blocks, key_dim, value_dim].
-template <int key_dim, int width, typename Tile>
-__device__ inline void store_state(Tile tile, bf16* states, int64_t block, int value_dim, int part_column) {
-  bf16* to = states + block * key_dim * value_dim + part_column;
-  constexpr int units = width / 8;
-#pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < key_dim * units; i += PassShape<width>::threads) {
-    const int row = i / units, column = i % units * 8;
-    *reinterpret_cast<uint4*>(to + row * value_dim + column) =
-        *reinterpret_cast<const uint4*>(tile.unit(row, column));
-  }
-}
-
-// sum += A B over all of `depth`. A narrow product is two chains of dependent instructions; halving the depth
-// makes them four.
-template <Layout layout_a, Layout layout_b, int depth, int column_tiles, int columns_a, int columns_b>
-__device__ inline void multiply_latency(Accumulator<1, column_tiles>& sum, Tile<columns_a> a_tile, int m0,
-                                        Tile<columns_b> b_tile, int n0) {
-  if constexpr (column_tiles <= 4) {
-    Accumulator<1, column_tiles> other;
-    other.clear();
-#pragma unroll
-    for (int k = 0; k < depth / 2; k += 16) {
-      multiply<layout_a, layout_b>(sum, a_tile, m0, b_tile, n0, k, k + 16);
-      multiply<layout_a, layout_b>(other, a_tile, m0, b_tile, n0, depth / 2 + k, depth / 2 + k + 16);
+// Walks over `steps` steps: load(step) copies what a step needs, by threads 0 … kLoaders − 1 that it is given
+// the number of, and walk(step) is called by the other warps. load_table(step) copies the table of rows that
+// load(step) reads.
+template <typename Memory, typename LoadTable, typename Load, typename Walk>
+__device__ inline void walk_chunks(int steps, LoadTable load_table, Load load, Walk walk) {
+  constexpr int stages = Memory::stages;
+  const bool loads = threadIdx.x >= Memory::walkers;
+  const int thread = static_cast<int>(threadIdx.x) - Memory::walkers;
+  const auto load_ahead = [&](int step) {
+    if (step < steps) load(step, thread);
+    if (step + stages - 1 < steps) load_table(step + stages - 1, thread);
+    commit_copies();
+  };
+  // A loop for either, so that a walker's registers know nothing of the loads.
+  if (loads) {
+    for (int step = 0; step < stages - 1 && step < steps; ++step) load_table(step, thread);
+    commit_copies();
+    wait_copies<0>();
+    named_barrier(2, kLoaders);
+    for (int step = 0; step < stages - 1; ++step) load_ahead(step);
+    for (int step = 0; step < steps; ++step) {
+      wait_copies<stages - 2>();
+      named_barrier(1, Memory::threads);
+      load_ahead(step + stages - 1);
     }
-#pragma unroll
-    for (int j = 0; j < column_tiles; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sum.value[0][j][e] += other.value[0][j][e];
+    wait_copies<0>();
   } else {
-    multiply_rolled<layout_a, layout_b, 2>(sum, a_tile, m0, b_tile, n0, depth);
+    for (int step = 0; step < steps; ++step) {
+      // The step's stage is there, and the one to be loaded has been read.
+      named_barrier(1, Memory::threads);
+      walk(step);
+    }
   }
 }
 
-// Calls function.template operator()<key_dim, width>() with the widest part of the columns, up to `widest`,
-// that still gives most multiprocessors work, but in at most 4 parts: each reads all of K and E again.
+__device__ inline void load_table(int32_t* to, const int32_t* from, int thread) {
+  if (thread < gated_delta_row_table / 4) copy_async(to + 4 * thread, from + 4 * thread);
+}
+
+// Calls function.template operator()<key_dim, width>() with the widest part of the columns that still gives
+// most multiprocessors work, but in at most 4 parts: each reads all of K and E again.
 template <typename Function>
-void with_width(const GatedDeltaArguments& p, int widest, Function function) {
+void with_width(const GatedDeltaArguments& p, Function function) {
   const int64_t streams = static_cast<int64_t>(p.batch) * p.state_heads;
-  int width = widest < p.value_dim ? widest : p.value_dim;
+  int width = p.value_dim;
   while (width * 4 > p.value_dim && streams * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
   const auto with_key_dim = [&]<int key_dim>() {
     switch (width) {

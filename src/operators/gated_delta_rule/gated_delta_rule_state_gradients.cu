@@ -1,191 +1,135 @@
-// The gradients of the states, serial over chunks from the last: Y = Aᵀ (Pᵀ dO) + E dS', dV = β ⊙ Y,
-// dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO).
-#include <algorithm>
-
-#include "operators/gated_delta_rule/gated_delta_rule_passes.h"
+// The gradients of the states, serial over chunks from the last: Y = (P A)ᵀ dO + E dS', dV = β ⊙ Y,
+// dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO). A step is one reader (output head) of one chunk.
+#include "operators/gated_delta_rule/gated_delta_rule_walk.h"
 
 namespace oryx::cuda {
 namespace {
 
-template <int key_dim, int width>
-struct GradientsMemory : PassShape<width> {
-  using typename PassShape<width>::Slice;
-  struct Stage {
-    Tile<key_dim> key, transfer, query;
-    Slice update, d_output;
-    float* gates;
-  };
-  static constexpr size_t key_bytes = Tile<key_dim>::bytes(kChunk), slice_bytes = Slice::bytes(kChunk);
-  static constexpr size_t stage_bytes = 3 * key_bytes + 2 * slice_bytes + kGates * sizeof(float);
-  static constexpr size_t state_bytes = Slice::bytes(key_dim);
-  static constexpr size_t row_bytes = gated_delta_row_table * sizeof(int32_t);
-  static constexpr int stages = width <= 32 ? 3 : 2;
-  static constexpr size_t bytes = state_bytes + slice_bytes + stages * (stage_bytes + row_bytes);
-
-  char* shared;
-  __device__ Slice state() const { return {reinterpret_cast<bf16*>(shared)}; }
-  __device__ Slice update() const { return {reinterpret_cast<bf16*>(shared + state_bytes)}; }
-  __device__ Stage stage(int index) const {
-    char* at = shared + state_bytes + slice_bytes + index * stage_bytes;
-    Stage s;
-    s.key.base = reinterpret_cast<bf16*>(at);
-    s.transfer.base = reinterpret_cast<bf16*>(at + key_bytes);
-    s.query.base = reinterpret_cast<bf16*>(at + 2 * key_bytes);
-    s.update.base = reinterpret_cast<bf16*>(at + 3 * key_bytes);
-    s.d_output.base = reinterpret_cast<bf16*>(at + 3 * key_bytes + slice_bytes);
-    s.gates = reinterpret_cast<float*>(at + 3 * key_bytes + 2 * slice_bytes);
-    return s;
-  }
-  __device__ int32_t* rows(int index) const {
-    return reinterpret_cast<int32_t*>(shared + state_bytes + slice_bytes + stages * stage_bytes +
-                                      index * row_bytes);
-  }
-};
-
-// A step is one reader of one chunk; the first reader's brings the chunk itself.
-template <int key_dim, int width>
-__global__ void __launch_bounds__(PassShape<width>::threads)
-    state_gradients_kernel(const GatedDeltaArguments p) {
-  using Memory = GradientsMemory<key_dim, width>;
-  constexpr int threads = Memory::threads, stages = Memory::stages, columns = Memory::columns;
-  constexpr int slice_width = Memory::Slice::width;
-  const Memory memory{{}, shared_memory()};
-  const int parts = p.value_dim / width, part_column = static_cast<int>(blockIdx.x) % parts * width;
-  const int64_t stream = static_cast<int64_t>(blockIdx.x) / parts;
-  const int warp = static_cast<int>(threadIdx.x) / 32, row_warp = warp % 4, column0 = warp / 4 * columns;
-  const int readers = p.output_heads / p.state_heads, steps = p.chunks * readers;
-
-  const auto block_of = [&](int step) { return Block(p, stream, p.chunks - 1 - step / readers); };
-  const auto slice_of = [&](void* scratch, int64_t block) {
-    return static_cast<bf16*>(scratch) + block * kChunk * p.value_dim + part_column;
-  };
-  const auto load_rows = [&](int step) {
-    if (step < steps && threadIdx.x < gated_delta_row_table / 4) {
-      copy_async(memory.rows(step % stages) + 4 * threadIdx.x, block_of(step).row_table(p) + 4 * threadIdx.x);
+// What a reader of the chunk adds: (P A)ᵀ dO to Y and scale · Qᵀ (γ ⊙ dO) to dS, both transposed.
+template <int key_dim, int slice_width>
+__device__ inline void add_reader(StateRows<key_dim>& d_state, Accumulator<1, 8>& d_surprise,
+                                  Tile<slice_width> d_output, Tile<key_dim> query, Tile<64> weights,
+                                  const Gates& gates, float scale) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+  const FragmentsB<Layout::transposed, key_dim> queries(query);
+  const FragmentsB<Layout::transposed, 64> mixing(weights);
+  const FragmentsA<Layout::transposed, slice_width> outputs(d_output);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t a[4];
+    outputs.load(a, d_state.column0() / 16, k);
+#pragma unroll
+    for (int j = 0; j <= k; ++j) {
+      uint32_t b[4];
+      mixing.load(b, j, k);
+      multiply_add(d_surprise.value[0][2 * j], a, b[0], b[1]);
+      multiply_add(d_surprise.value[0][2 * j + 1], a, b[2], b[3]);
     }
-  };
-  uint32_t with_rows = 0;  // of the steps whose loads are under way, by stage
-  const auto load = [&](int step) {
-    if (step < steps) {
-      const Block block = block_of(step);
-      const auto stage = memory.stage(step % stages);
-      const int32_t* rows = memory.rows(step % stages);
-      const bool has_rows = p.d_output.data != nullptr && rows[kChunk] > 0;
-      const uint32_t bit = 1u << (step % stages);
-      with_rows = has_rows ? with_rows | bit : with_rows & ~bit;
-      if (step % readers == 0) {
-        const bf16* transfer = static_cast<const bf16*>(p.transfer) + block.index * kChunk * key_dim;
-        const bf16 *key = block.key_rows(p), *update = slice_of(p.d_update, block.index);
-        load_tile<key_dim, kChunk, threads>(stage.transfer, kChunk,
-                                            [&](int row) { return transfer + row * key_dim; });
-        if (has_rows) {
-          load_slice<slice_width, kChunk, width, threads>(
-              stage.update, kChunk, [&](int row) { return update + row * p.value_dim; });
-        }
-        load_tile<key_dim, kChunk, threads>(stage.key, block.valid,
-                                            [&](int row) { return key + row * p.key.time; });
-      }
-      if (has_rows) {
-        const int head = block.head * readers + step % readers;
-        load_packed<key_dim, threads>(stage.query, rows, p.query, head / (p.output_heads / p.query_heads), 0,
-                                      key_dim);
-        load_packed<slice_width, threads>(stage.d_output, rows, p.d_output, head, part_column, width);
-      }
-      load_gates(stage.gates, p, block.index);
-    }
-    load_rows(step + stages - 1);  // for the load that is issued when this one has landed
-    commit_copies();
-  };
-  for (int step = 0; step < stages - 1; ++step) load_rows(step);
-  commit_copies();
-  wait_copies<0>();
-  __syncthreads();
-  for (int step = 0; step < stages - 1; ++step) load(step);
-
-  StateAccumulator<key_dim, width> d_state;
-  const int64_t state_at = stream * key_dim * p.value_dim + part_column;
-  d_state.read(p.d_final_state == nullptr ? nullptr : p.d_final_state + state_at, p.value_dim);
-  d_state.round(memory.state());
-
-  for (int step = 0; step < steps; ++step) {
-    wait_copies<stages - 2>();
-    __syncthreads();  // the stage and the rounded state are there, and the stage to be loaded has been read
-    load(step + stages - 1);
-    const auto stage = memory.stage(step % stages);
-    const bool is_first = step % readers == 0, has_rows = (with_rows >> (step % stages) & 1) != 0;
-    const Block block = block_of(step);
-    const Gates gates(stage.gates);
-    if (is_first) {
-      store_state<key_dim, width>(memory.state(), static_cast<bf16*>(p.d_states), block.index, p.value_dim,
-                                  part_column);
-      Accumulator<1, columns / 8> update;
-      update.clear();
-      multiply_latency<Layout::plain, Layout::transposed, key_dim>(update, stage.transfer, 16 * row_warp,
-                                                                   memory.state(), column0);
-      bf16* kept = slice_of(p.d_update, block.index);
-      bf16* d_value = block.rows_of(p.d_value, block.head) + part_column;
-      update.for_pairs([&](int row, int column, float& first, float& second) {
-        const int i = 16 * row_warp + row, j = column0 + column;
-        if (has_rows) {
-          const float2 from_outputs = stage.update.load2(i, j);
-          first += from_outputs.x, second += from_outputs.y;
-        }
-        *reinterpret_cast<uint32_t*>(kept + i * p.value_dim + j) = pack(first, second);
-        const float beta = gates.beta[i];
-        first *= beta, second *= beta;
-        if (i < block.valid)
-          *reinterpret_cast<uint32_t*>(d_value + i * p.d_value.time + j) = pack(first, second);
-        const float gamma = gates.gamma(i);
-        memory.update().store2(i, j, -gamma * first, -gamma * second);
-      });
-    }
-    if (has_rows) {
-      for (int i = static_cast<int>(threadIdx.x); i < kChunk * width / 2; i += threads) {
-        const int row = i / (width / 2), column = i % (width / 2) * 2;
-        const float factor = p.scale * gates.gamma(row);
-        const float2 pair = stage.d_output.load2(row, column);
-        stage.d_output.store2(row, column, factor * pair.x, factor * pair.y);
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      const int i = 16 * k + 8 * tile + 2 * t;
+      const float gamma0 = scale * gates.gamma(i), gamma1 = scale * gates.gamma(i + 1);
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        const float2 pair = unpack(a[2 * tile + below]);
+        a[2 * tile + below] = pack(gamma0 * pair.x, gamma1 * pair.y);
       }
     }
-    const float total = gates.total();
-    __syncthreads();
-    if (is_first) {
-      d_state.scale(total);
-      d_state.add(stage.key, memory.update());
-    }
-    if (has_rows) {
-      d_state.add(stage.query, stage.d_output);
-    }
-    if (step % readers == readers - 1) d_state.round(memory.state());
+    d_state.add(a, queries, k);
   }
-  wait_copies<0>();
-  if (p.d_initial_state != nullptr) d_state.write(p.d_initial_state + state_at, p.value_dim);
 }
 
 template <int key_dim, int width>
-void run(const GatedDeltaArguments& p, void* stream) {
-  const auto grid = static_cast<unsigned>(p.batch * p.state_heads * (p.value_dim / width));
-  launch<state_gradients_kernel<key_dim, width>>(dim3(grid), PassShape<width>::threads,
-                                                 GradientsMemory<key_dim, width>::bytes, stream, p);
+__global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
+    state_gradients_kernel(const GatedDeltaArguments p) {
+  using Memory = PassMemory<key_dim, width, true>;
+  const Memory memory{shared_memory()};
+  const int parts = p.value_dim / width, part_column = static_cast<int>(blockIdx.x) % parts * width;
+  const int64_t stream = static_cast<int64_t>(blockIdx.x) / parts;
+  const int readers = p.output_heads / p.state_heads;
+  const auto block_of = [&](int step) { return Block(p, stream, p.chunks - 1 - step / readers); };
+
+  const auto table = [&](int step, int thread) {
+    load_table(memory.rows(step), block_of(step).row_table(p), thread);
+  };
+  const auto load = [&](int step, int thread) {
+    const Block block = block_of(step);
+    const auto stage = memory.stage(step);
+    const int32_t* rows = memory.rows(step);
+    const int reader = step % readers;
+    if (reader == 0) load_transfer(p, block, stage.transfer, thread);
+    load_gates(p, block, stage.gates, thread);
+    if (p.d_output.data != nullptr && rows[kChunk] > 0) {
+      const int head = block.head * readers + reader;
+      load_packed<(width > 64 ? width : 64), width, kLoaders>(stage.slice, thread, rows, p.d_output, head,
+                                                              part_column);
+      load_square(p.weights, block.index * readers + reader, stage.square, thread);
+      load_packed<key_dim, key_dim, kLoaders>(stage.query, thread, rows, p.query,
+                                              head / (p.output_heads / p.query_heads), 0);
+    }
+    if (reader == readers - 1) load_keys(p, block, stage.key, thread);
+  };
+
+  StateRows<key_dim> d_state;
+  const int64_t state_at = stream * key_dim * p.value_dim + part_column;
+  const bool walks = threadIdx.x < Memory::walkers;
+  if (walks) d_state.read(p.d_final_state == nullptr ? nullptr : p.d_final_state + state_at, p.value_dim);
+  Accumulator<1, 8> d_surprise;  // Yᵀ
+  walk_chunks<Memory>(p.chunks * readers, table, load, [&](int step) {
+    const auto stage = memory.stage(step);
+    const Block block = block_of(step);
+    const int64_t first_row = block.index * p.value_dim + part_column + d_state.column0();
+    const Gates gates(stage.gates);
+    const int reader = step % readers;
+    if (reader == 0) {
+      d_surprise.clear();
+      d_state.write_rounded(static_cast<bf16*>(p.d_states) + first_row * key_dim);
+      d_state.multiply(d_surprise, stage.transfer);
+      d_state.scale(gates.total());
+    }
+    if (p.d_output.data != nullptr && memory.rows(step)[kChunk] > 0)
+      add_reader(d_state, d_surprise, stage.slice, stage.query, stage.square, gates, p.scale);
+    if (reader == readers - 1) {
+      bf16* kept = static_cast<bf16*>(p.d_surprises) + first_row * kChunk;
+      write_rows(d_surprise, [&](int row) { return kept + row * kChunk; });
+      const int lane = static_cast<int>(threadIdx.x) % 32;
+      bf16* d_value = block.rows_of(p.d_value, block.head) + part_column + d_state.column0() + pair_column();
+      const FragmentsB<Layout::transposed, key_dim> keys(stage.key);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        uint32_t a[4];
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+          const int i = 16 * k + 8 * tile + 2 * (lane % 4);
+          const float2 beta = *reinterpret_cast<const float2*>(gates.beta + i);
+          const float gamma0 = -gates.gamma(i), gamma1 = -gates.gamma(i + 1);
+          uint32_t by_token[2];  // dV of token 16 k + 8 tile + lane / 4, two columns and two from the 8th on
+#pragma unroll
+          for (int below = 0; below < 2; ++below) {
+            const float first = beta.x * d_surprise.value[0][2 * k + tile][2 * below];
+            const float second = beta.y * d_surprise.value[0][2 * k + tile][2 * below + 1];
+            by_token[below] = transpose_matrix(pack(first, second));
+            a[2 * tile + below] = pack(gamma0 * first, gamma1 * second);
+          }
+          const uint2 four = pair_up(by_token[0], by_token[1]);
+          const int token = 16 * k + 8 * tile + lane / 4;
+          if (token < block.valid) *reinterpret_cast<uint2*>(d_value + token * p.d_value.time) = four;
+        }
+        d_state.add(a, keys, k);
+      }
+    }
+  });
+  if (walks && p.d_initial_state != nullptr) d_state.write(p.d_initial_state + state_at, p.value_dim);
 }
 
 }  // namespace
 
-bool gated_delta_fits() {
-#ifdef ORYX_EMULATED
-  return true;
-#else
-  int device = 0, bytes = 0;
-  expect_success(cudaGetDevice(&device), "the current device");
-  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                 "shared memory of the device");
-  constexpr size_t most = std::max({GradientsMemory<128, 16>::bytes, GradientsMemory<128, 128>::bytes});
-  return bytes >= static_cast<int>(most);
-#endif
-}
-
 void gated_delta_state_gradients(const GatedDeltaArguments& p, void* stream) {
-  with_width(p, 128, [&]<int key_dim, int width>() { run<key_dim, width>(p, stream); });
+  with_width(p, [&]<int key_dim, int width>() {
+    using Memory = PassMemory<key_dim, width, true>;
+    const auto grid = static_cast<unsigned>(p.batch * p.state_heads * (p.value_dim / width));
+    launch<state_gradients_kernel<key_dim, width>>(dim3(grid), Memory::threads, Memory::bytes, stream, p);
+  });
 }
 
 }  // namespace oryx::cuda
