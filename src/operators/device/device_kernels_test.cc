@@ -30,6 +30,21 @@ TEST(TileProduct, EveryLayout) {
   }
 }
 
+TEST(WarpgroupProducts, EqualTheReference) {
+  at::manual_seed(2);
+  const at::Tensor a = at::randn({128, 128}).to(at::kBFloat16), b = at::randn({64, 128}).to(at::kBFloat16);
+  const at::Tensor da = a.to(kernel_device()), db = b.to(kernel_device());
+  at::Tensor rows = at::full({128, 64}, NAN, da.options().dtype(at::kFloat)),
+             columns = at::full({128, 128}, NAN, rows.options());
+  cuda::warpgroup_products({da.data_ptr(), db.data_ptr(), rows.data_ptr<float>(), columns.data_ptr<float>()},
+                           cuda::stream(da));
+  const at::Tensor wide = b.to(at::kDouble);
+  EXPECT_LE(testing::relative_error(rows.cpu(), at::mm(a.to(at::kDouble), wide.t())), 1e-6);
+  EXPECT_LE(
+      testing::relative_error(columns.cpu(), at::mm(rows.cpu().to(at::kBFloat16).to(at::kDouble), wide)),
+      1e-6);
+}
+
 TEST(Tf32Product, Fragments) {
   const at::Tensor a = at::randn({16, 8}), b = at::randn({8, 8});
   const at::Tensor da = a.to(kernel_device()), db = b.to(kernel_device());

@@ -1,6 +1,6 @@
 #include "operators/device/device_test_kernels.h"
 
-#include "operators/device/tile.h"
+#include "operators/device/warpgroup.h"
 
 namespace oryx::cuda {
 
@@ -47,6 +47,46 @@ __global__ void __launch_bounds__(kThreads) tile_product_kernel(const TileProduc
   });
 }
 
+__global__ void __launch_bounds__(256) warpgroup_products_kernel(const WarpgroupProducts p) {
+  const Panels<128, 128> a{reinterpret_cast<bf16*>(shared_memory())};
+  const Panels<64, 128> b{a.base + 128 * 128};
+  const auto load = [](auto tile, int rows, const void* matrix) {
+    for (int i = static_cast<int>(threadIdx.x); i < rows * 16; i += 256)
+      copy_async(tile.unit(i / 16, i % 16 * 8), static_cast<const bf16*>(matrix) + i * 8);
+  };
+  load(a, 128, p.a);
+  load(b, 64, p.b);
+  commit_copies();
+  wait_copies<0>();
+  publish_to_products();
+  __syncthreads();
+
+  const int m0 = warpgroup() * 64;
+  Accumulator<1, 8> rows;
+  Accumulator<1, 16> columns;
+  columns.clear();
+  warpgroup_fence();
+  multiply_rows(rows, a, m0, b);
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  settle(rows);
+  uint32_t left[4][4];
+  as_operand(left, rows);
+  warpgroup_fence();
+  multiply_columns(columns, left, b);
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  settle(columns);
+  const auto store = [&](auto& sum, float* c, int width) {
+    sum.for_pairs([&](int row, int column, float& first, float& second) {
+      float* target = c + (m0 + 16 * warp_of_group() + row) * width + column;
+      target[0] = first, target[1] = second;
+    });
+  };
+  store(rows, p.rows, 64);
+  store(columns, p.columns, 128);
+}
+
 __global__ void __launch_bounds__(32) tf32_product_kernel(const Tf32Product p) {
   const int lane = static_cast<int>(threadIdx.x), g = lane / 4, t = lane % 4;
   uint32_t a[4];
@@ -60,6 +100,11 @@ __global__ void __launch_bounds__(32) tf32_product_kernel(const Tf32Product p) {
 
 void tile_product(const TileProduct& arguments, void* stream) {
   launch<tile_product_kernel>(dim3(1), kThreads, 2 * Tile<64>::bytes(64), stream, arguments);
+}
+
+void warpgroup_products(const WarpgroupProducts& arguments, void* stream) {
+  launch<warpgroup_products_kernel>(dim3(1), 256, Panels<128, 128>::bytes + Panels<64, 128>::bytes, stream,
+                                    arguments);
 }
 
 void tf32_product(const Tf32Product& arguments, void* stream) {

@@ -14,6 +14,14 @@ struct TileProduct {
 };
 void tile_product(const TileProduct& arguments, void* stream);
 
+// rows [128, 64] = a bᵀ and columns [128, 128] = bf16(rows) b, in float32, for bf16 matrices a [128, 128] and
+// b [64, 128], by two warpgroups.
+struct WarpgroupProducts {
+  const void *a, *b;
+  float *rows, *columns;
+};
+void warpgroup_products(const WarpgroupProducts& arguments, void* stream);
+
 // c [16, 8] = a [16, 8] b [8, 8] in tf32.
 struct Tf32Product {
   const float *a, *b;
