@@ -10,11 +10,6 @@ namespace oryx::cuda {
 
 namespace {
 
-__device__ inline const bf16* rows_of(const void* tensor, const int64_t (&strides)[3], int64_t sequence,
-                                      int64_t head) {
-  return static_cast<const bf16*>(tensor) + sequence * strides[0] + head * strides[2];
-}
-
 // ---- log-sum-exp in powers of two and ⟨dO, O⟩ of each row and head
 
 constexpr int kStatisticsThreads = 256;
@@ -44,33 +39,32 @@ __global__ void __launch_bounds__(kStatisticsThreads) attention_statistics_kerne
 
 // ---- dK and dV
 
-// A warp owns `tiles` · 16 keys and takes `columns` query rows at a time, so that both gradients and both
-// products fit its registers.
+// A block is a warpgroup that owns kBlockKeys keys and takes tiles of kTileRows query rows. Two blocks fit a
+// multiprocessor, so that one multiplies while the other waits.
 template <int dim>
 struct KeyPass {
-  static constexpr int tiles = dim == 128 ? 1 : 2, columns = dim == 128 ? 64 : 32;
-  static constexpr int keys = key_block(dim), warp_keys = 16 * tiles;
-  static_assert(keys == kAttentionWarps * warp_keys);
-
+  static constexpr int threads = 128, blocks = 2;
+  using Keys = Panels<kBlockKeys, dim>;
+  using Rows = Panels<kTileRows, dim>;
   // K, V; Q and dO of two stages; of each stage the rows' statistics and positions.
-  static constexpr size_t tiles_bytes = 2 * Tile<dim>::bytes(keys) + 4 * Tile<dim>::bytes(kTileRows);
+  static constexpr size_t tiles_bytes = 2 * Keys::bytes + 4 * Rows::bytes;
   static constexpr size_t bytes = tiles_bytes + 2 * kTileRows * (sizeof(float2) + sizeof(int));
 };
 
 template <int dim>
-__global__ void __launch_bounds__(kAttentionThreads, 2)
+__global__ void __launch_bounds__(KeyPass<dim>::threads, KeyPass<dim>::blocks)
     attention_key_gradients_kernel(const AttentionBackward p) {
   using Pass = KeyPass<dim>;
   const int key_head = static_cast<int>(blockIdx.x % p.in.key_heads), heads = p.in.query_heads,
             group = heads / p.in.key_heads;
   const KeyBlock block = p.blocks[blockIdx.x / p.in.key_heads];
   char* const shared = shared_memory();
-  const Tile<dim> k{reinterpret_cast<bf16*>(shared)}, v{k.base + Pass::keys * dim};
-  bf16* const ring = v.base + Pass::keys * dim;
+  const typename Pass::Keys k{reinterpret_cast<bf16*>(shared)}, v{k.base + kBlockKeys * dim};
+  bf16* const ring = v.base + kBlockKeys * dim;
   auto* const statistics = reinterpret_cast<float2*>(shared + Pass::tiles_bytes);
   auto* const positions = reinterpret_cast<int*>(statistics + 2 * kTileRows);
-  const auto q_tile = [&](int n) { return Tile<dim>{ring + n % 2 * kTileRows * dim}; };
-  const auto grad_tile = [&](int n) { return Tile<dim>{ring + (2 + n % 2) * kTileRows * dim}; };
+  const auto q_tile = [&](int n) { return typename Pass::Rows{ring + n % 2 * kTileRows * dim}; };
+  const auto grad_tile = [&](int n) { return typename Pass::Rows{ring + (2 + n % 2) * kTileRows * dim}; };
 
   // A step is a tile and one of the query heads that read this key head; the parity of its number is its
   // stage.
@@ -85,16 +79,15 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
   const int slot = static_cast<int>(threadIdx.x) % kTileRows;
   const bool has_statistics = threadIdx.x < kTileRows;
   float2 brought;
-  const auto load = [&](int n, Step step) {
-    const QueryItem tile = p.tiles[step.tile];
-    const int head = key_head * group + step.head;
+  const auto load = [&](int n, const QueryItem& tile, int head_in_group) {
+    const int head = key_head * group + head_in_group;
     const int64_t stride = static_cast<int64_t>(heads) * dim;
-    load_rows<kTileRows>(q_tile(n), tile.rows,
-                         packed_row<dim>(static_cast<const bf16*>(p.in.query), tile.row, heads, head),
-                         stride);
-    load_rows<kTileRows>(grad_tile(n), tile.rows,
-                         packed_row<dim>(static_cast<const bf16*>(p.output_grad), tile.row, heads, head),
-                         stride);
+    load_rows<Pass::threads>(q_tile(n), tile.rows,
+                             packed_row<dim>(static_cast<const bf16*>(p.in.query), tile.row, heads, head),
+                             stride);
+    load_rows<Pass::threads>(grad_tile(n), tile.rows,
+                             packed_row<dim>(static_cast<const bf16*>(p.output_grad), tile.row, heads, head),
+                             stride);
     commit_copies();
     const int64_t row = tile.row + slot;
     if (has_statistics) {
@@ -112,92 +105,103 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
     }
   };
 
+  // `coming` is the tile of the step after the current one, read a step before its rows are.
   Step step{block.first_tile, 0};
   const int steps = block.tiles * group;
+  QueryItem coming;
+  int first_position = 0;
   if (steps > 0) {
     const int valid = block.end - block.begin;
-    load_rows<Pass::keys>(
+    coming = p.tiles[step.tile];
+    load_rows<Pass::threads>(
         k, valid,
         rows_of(p.in.key, p.in.key_strides, block.sequence, key_head) + block.begin * p.in.key_strides[1],
         p.in.key_strides[1]);
-    load_rows<Pass::keys>(v, valid,
-                          rows_of(p.in.value, p.in.value_strides, block.sequence, key_head) +
-                              block.begin * p.in.value_strides[1],
-                          p.in.value_strides[1]);
-    load(0, step);
+    load_rows<Pass::threads>(v, valid,
+                             rows_of(p.in.value, p.in.value_strides, block.sequence, key_head) +
+                                 block.begin * p.in.value_strides[1],
+                             p.in.value_strides[1]);
+    load(0, coming, 0);
+    first_position = coming.first;
+    step = after(step);
+    if (steps > 1) coming = p.tiles[step.tile];
     deposit(0);
   }
 
   const int lane = static_cast<int>(threadIdx.x) % 32,
-            row0 =
-                static_cast<int>(threadIdx.x) / 32 * Pass::warp_keys,  // this warp's first key in the block
+            row0 = warp_of_group() * 16,  // this warp's first key in the block
       first_key = block.begin + row0;
   const float scale = p.in.scale * log2_of_e;
-  Accumulator<Pass::tiles, dim / 8> k_grad, v_grad;
+  Accumulator<1, dim / 8> k_grad, v_grad;
   k_grad.clear();
   v_grad.clear();
   for (int n = 0; n < steps; ++n) {
     wait_copies<0>();
+    publish_to_products();
     __syncthreads();
-    const QueryItem tile = p.tiles[step.tile];
-    step = after(step);
-    if (n + 1 < steps) load(n + 1, step);
-    if (tile.last >= first_key) {
-      const bool is_masked = tile.first < first_key + Pass::warp_keys - 1;
-#pragma unroll 1
-      for (int column0 = 0; column0 < kTileRows; column0 += Pass::columns) {
-        // Transposed: rows are keys, columns are query rows.
-        Accumulator<Pass::tiles, Pass::columns / 8> s, ds;
-        s.clear();
-        multiply<dim>(s, Fragments<dim>::a(k, row0), Fragments<dim>::b(q_tile(n), column0));
-        const float2* const of_column = statistics + n % 2 * kTileRows + column0 + lane % 4 * 2;
-        const int* const position_of = positions + n % 2 * kTileRows + column0 + lane % 4 * 2;
+    const bool is_masked = first_position < first_key + 15;
+    if (n + 1 < steps) {
+      load(n + 1, coming, step.head);
+      first_position = coming.first;
+      step = after(step);
+      if (n + 2 < steps) coming = p.tiles[step.tile];
+    }
+
+    // Transposed: rows are keys, columns are query rows.
+    Accumulator<1, kTileRows / 8> s, ds;
+    warpgroup_fence();
+    multiply_rows(s, k, 0, q_tile(n));
+    warpgroup_commit();
+    multiply_rows(ds, v, 0, grad_tile(n));
+    warpgroup_commit();
+    const float2* const of_column = statistics + n % 2 * kTileRows + lane % 4 * 2;
+    const int* const position_of = positions + n % 2 * kTileRows + lane % 4 * 2;
+    warpgroup_wait<1>();
+    settle(s);
 #pragma unroll
-        for (int j = 0; j < Pass::columns / 8; ++j) {
-          const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
+    for (int j = 0; j < kTileRows / 8; ++j) {
+      const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
 #pragma unroll
-          for (int i = 0; i < Pass::tiles; ++i)
+      for (int e = 0; e < 4; ++e)
+        s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - (e % 2 == 0 ? pair.x : pair.z));
+    }
+    if (is_masked) {
 #pragma unroll
-            for (int e = 0; e < 4; ++e)
-              s.value[i][j][e] = exp2_fast(s.value[i][j][e] * scale - (e % 2 == 0 ? pair.x : pair.z));
+      for (int j = 0; j < kTileRows / 8; ++j) {
+        const int2 pair = *reinterpret_cast<const int2*>(position_of + 8 * j);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int key = first_key + lane / 4 + 8 * (e / 2);
+          if (key > (e % 2 == 0 ? pair.x : pair.y)) s.value[0][j][e] = 0.0f;
         }
-        if (is_masked) {
-#pragma unroll
-          for (int j = 0; j < Pass::columns / 8; ++j) {
-            const int2 pair = *reinterpret_cast<const int2*>(position_of + 8 * j);
-#pragma unroll
-            for (int i = 0; i < Pass::tiles; ++i)
-#pragma unroll
-              for (int e = 0; e < 4; ++e) {
-                const int key = first_key + 16 * i + lane / 4 + 8 * (e / 2);
-                if (key > (e % 2 == 0 ? pair.x : pair.y)) s.value[i][j][e] = 0.0f;
-              }
-          }
-        }
-        multiply(v_grad, s, Fragments<dim>::b_transposed(grad_tile(n), column0));
-        ds.clear();
-        multiply<dim>(ds, Fragments<dim>::a(v, row0), Fragments<dim>::b(grad_tile(n), column0));
-#pragma unroll
-        for (int j = 0; j < Pass::columns / 8; ++j) {
-          const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
-#pragma unroll
-          for (int i = 0; i < Pass::tiles; ++i)
-#pragma unroll
-            for (int e = 0; e < 4; ++e)
-              ds.value[i][j][e] = s.value[i][j][e] * (ds.value[i][j][e] - (e % 2 == 0 ? pair.y : pair.w));
-        }
-        multiply(k_grad, ds, Fragments<dim>::b_transposed(q_tile(n), column0));
       }
     }
+    uint32_t weights[kTileRows / 16][4], weight_grads[kTileRows / 16][4];
+    as_operand(weights, s);
+    warpgroup_fence();
+    multiply_columns(v_grad, weights, grad_tile(n));
+    warpgroup_commit();
+    warpgroup_wait<1>();
+    settle(ds);
+#pragma unroll
+    for (int j = 0; j < kTileRows / 8; ++j) {
+      const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - (e % 2 == 0 ? pair.y : pair.w));
+    }
+    as_operand(weight_grads, ds);
+    warpgroup_fence();
+    multiply_columns(k_grad, weight_grads, q_tile(n));
+    warpgroup_commit();
     if (n + 1 < steps) deposit(n + 1);
+    warpgroup_wait<0>();
+    settle(v_grad);
+    settle(k_grad);
   }
 
-  // Through the warp's own rows of K and V, so that rows are written whole.
   k_grad.for_pairs([&](int, int, float& first, float& second) { first *= p.in.scale, second *= p.in.scale; });
-  __syncwarp();
-  k_grad.store(k, row0, 0);
-  v_grad.store(v, row0, 0);
-  __syncwarp();
+  __syncthreads();  // all warps have read K and V
   const auto target = [&](void* gradient) {
     return [&, gradient](int row) -> bf16* {
       const int64_t token = block.sequence * p.capacity + block.begin + row;
@@ -205,118 +209,132 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
       return packed_row<dim>(static_cast<bf16*>(gradient), token, p.in.key_heads, key_head);
     };
   };
-  store_rows<Pass::warp_keys>(k, row0, target(p.key_grad));
-  store_rows<Pass::warp_keys>(v, row0, target(p.value_grad));
+  store_rows(k_grad, k, row0, target(p.key_grad));
+  store_rows(v_grad, v, row0, target(p.value_grad));
 }
 
 // ---- dQ
 
+// A block takes an item: two warpgroups of 64 rows each share the tiles of keys. Three stages, so that the
+// last product of a tile may still run while the next begins.
 template <int dim>
 struct QueryPass {
-  static constexpr int keys = dim == 128 ? 32 : 64, columns = 32, warp_rows = kItemRows / kAttentionWarps;
-  // Q, dO; K and V of two stages.
-  static constexpr size_t bytes = 2 * Tile<dim>::bytes(kItemRows) + 4 * Tile<dim>::bytes(keys);
+  static constexpr int threads = 256, keys = 64, stages = 3;
+  using Rows = Panels<kItemRows, dim>;
+  using Keys = Panels<keys, dim>;
+  static constexpr size_t bytes = 2 * Rows::bytes + 2 * stages * Keys::bytes;  // Q, dO; K and V
 };
 
 template <int dim>
-__global__ void __launch_bounds__(kAttentionThreads, 2)
+__global__ void __launch_bounds__(QueryPass<dim>::threads, 1)
     attention_query_gradients_kernel(const AttentionBackward p) {
   using Pass = QueryPass<dim>;
   const int heads = p.in.query_heads, head = static_cast<int>(blockIdx.x % heads),
             key_head = head / (heads / p.in.key_heads);
   const QueryItem item = p.in.items[blockIdx.x / heads];
-  const Tile<dim> q{reinterpret_cast<bf16*>(shared_memory())}, grad{q.base + kItemRows * dim};
+  const typename Pass::Rows q{reinterpret_cast<bf16*>(shared_memory())}, grad{q.base + kItemRows * dim};
   bf16* const ring = grad.base + kItemRows * dim;
   const bf16* const keys = rows_of(p.in.key, p.in.key_strides, item.sequence, key_head);
   const bf16* const values = rows_of(p.in.value, p.in.value_strides, item.sequence, key_head);
-  const auto k_tile = [&](int n) { return Tile<dim>{ring + n % 2 * Pass::keys * dim}; };
-  const auto v_tile = [&](int n) { return Tile<dim>{ring + (2 + n % 2) * Pass::keys * dim}; };
-  const auto load = [&](int n) {
+  const auto k_tile = [&](int stage) { return typename Pass::Keys{ring + 2 * stage * Pass::keys * dim}; };
+  const auto v_tile = [&](int stage) {
+    return typename Pass::Keys{ring + (2 * stage + 1) * Pass::keys * dim};
+  };
+  const auto load = [&](int n, int stage) {
     const int key0 = n * Pass::keys, valid = item.last + 1 - key0;
-    load_rows<Pass::keys>(k_tile(n), valid, keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
-    load_rows<Pass::keys>(v_tile(n), valid, values + key0 * p.in.value_strides[1], p.in.value_strides[1]);
+    load_rows<Pass::threads>(k_tile(stage), valid, keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
+    load_rows<Pass::threads>(v_tile(stage), valid, values + key0 * p.in.value_strides[1],
+                             p.in.value_strides[1]);
     commit_copies();
   };
   const int64_t stride = static_cast<int64_t>(heads) * dim;
-  load_rows<kItemRows>(q, item.rows,
-                       packed_row<dim>(static_cast<const bf16*>(p.in.query), item.row, heads, head), stride);
-  load_rows<kItemRows>(grad, item.rows,
-                       packed_row<dim>(static_cast<const bf16*>(p.output_grad), item.row, heads, head),
-                       stride);
-  load(0);
+  load_rows<Pass::threads>(
+      q, item.rows, packed_row<dim>(static_cast<const bf16*>(p.in.query), item.row, heads, head), stride);
+  load_rows<Pass::threads>(grad, item.rows,
+                           packed_row<dim>(static_cast<const bf16*>(p.output_grad), item.row, heads, head),
+                           stride);
+  load(0, 0);
 
-  const int lane = static_cast<int>(threadIdx.x) % 32,
-            row0 = static_cast<int>(threadIdx.x) / 32 * Pass::warp_rows;
+  const int lane = static_cast<int>(threadIdx.x) % 32, group_row0 = warpgroup() * 64,
+            row0 = group_row0 + warp_of_group() * 16;
   const int* const positions = p.in.positions + item.row;
-  const int first = row0 < item.rows ? positions[row0] : -1;
-  const int last = row0 < item.rows ? positions[std::min(row0 + Pass::warp_rows, item.rows) - 1] : -1;
-  float2 statistic[2][2];
+  // The last position of the warpgroup's rows and the first of the warp's.
+  const int last = group_row0 < item.rows ? positions[std::min(group_row0 + 64, item.rows) - 1] : -1;
+  const int first = row0 < item.rows ? positions[row0] : item.last;
+  float2 statistic[2];
+  int position[2];
 #pragma unroll
-  for (int i = 0; i < 2; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = row0 + 16 * i + 8 * half + lane / 4;
-      statistic[i][half] = {INFINITY, 0.0f};
-      if (row < item.rows) {
-        statistic[i][half] = reinterpret_cast<const float2*>(
-            p.statistics)[static_cast<int64_t>(item.row + row) * heads + head];
-      }
-    }
-  const float scale = p.in.scale * log2_of_e;
-
-  Accumulator<2, dim / 8> q_grad;
-  q_grad.clear();
-  const int tiles = item.last / Pass::keys + 1;
-  for (int n = 0; n < tiles; ++n) {
-    wait_copies<0>();
-    __syncthreads();
-    if (n + 1 < tiles) load(n + 1);
-#pragma unroll 1
-    for (int column0 = 0; column0 < Pass::keys; column0 += Pass::columns) {
-      const int key0 = n * Pass::keys + column0;
-      if (key0 > last) break;
-      Accumulator<2, Pass::columns / 8> s, ds;
-      s.clear();
-      multiply<dim>(s, Fragments<dim>::a(q, row0), Fragments<dim>::b(k_tile(n), column0));
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < Pass::columns / 8; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            s.value[i][j][e] = exp2_fast(s.value[i][j][e] * scale - statistic[i][e / 2].x);
-      if (key0 + Pass::columns - 1 > first) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            const int row = row0 + 16 * i + 8 * half + lane / 4;
-            const int seen = (row < item.rows ? positions[row] : first) - key0 - lane % 4 * 2;
-#pragma unroll
-            for (int j = 0; j < Pass::columns / 8; ++j)
-#pragma unroll
-              for (int e = 0; e < 2; ++e)
-                if (8 * j + e > seen) s.value[i][j][2 * half + e] = 0.0f;
-          }
-      }
-      ds.clear();
-      multiply<dim>(ds, Fragments<dim>::a(grad, row0), Fragments<dim>::b(v_tile(n), column0));
-#pragma unroll
-      for (int i = 0; i < 2; ++i)
-#pragma unroll
-        for (int j = 0; j < Pass::columns / 8; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            ds.value[i][j][e] = s.value[i][j][e] * (ds.value[i][j][e] - statistic[i][e / 2].y);
-      multiply(q_grad, ds, Fragments<dim>::b_transposed(k_tile(n), column0));
+  for (int half = 0; half < 2; ++half) {
+    const int row = row0 + 8 * half + lane / 4;
+    statistic[half] = {INFINITY, 0.0f};
+    position[half] = item.last;
+    if (row < item.rows) {
+      statistic[half] =
+          reinterpret_cast<const float2*>(p.statistics)[static_cast<int64_t>(item.row + row) * heads + head];
+      position[half] = positions[row];
     }
   }
+  const float scale = p.in.scale * log2_of_e;
+
+  Accumulator<1, dim / 8> q_grad;
+  q_grad.clear();
+  uint32_t weight_grads[Pass::keys / 16][4];
+  const int tiles = item.last / Pass::keys + 1, own_tiles = (last + Pass::keys) / Pass::keys;
+  int n = 0, stage = 0;
+  const auto advance = [&] {  // to tile n; returns its stage
+    const int next_stage = stage + 1 < Pass::stages ? stage + 1 : 0;
+    wait_copies<0>();
+    publish_to_products();
+    __syncthreads();  // and every warpgroup is done with the tile before the last
+    if (n + 1 < tiles) load(n + 1, next_stage);
+    const int now = stage;
+    stage = next_stage;
+    return now;
+  };
+  for (; n < own_tiles; ++n) {
+    const int now = advance(), key0 = n * Pass::keys;
+    Accumulator<1, Pass::keys / 8> s, ds;
+    warpgroup_fence();
+    multiply_rows(s, q, group_row0, k_tile(now));
+    warpgroup_commit();
+    multiply_rows(ds, grad, group_row0, v_tile(now));
+    warpgroup_commit();
+    warpgroup_wait<1>();
+    settle(s);
+#pragma unroll
+    for (int j = 0; j < Pass::keys / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - statistic[e / 2].x);
+    if (key0 + Pass::keys - 1 > first) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int seen = position[half] - key0 - lane % 4 * 2;
+#pragma unroll
+        for (int j = 0; j < Pass::keys / 8; ++j)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (8 * j + e > seen) s.value[0][j][2 * half + e] = 0.0f;
+      }
+    }
+    warpgroup_wait<0>();
+    settle(ds);
+#pragma unroll
+    for (int j = 0; j < Pass::keys / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - statistic[e / 2].y);
+    as_operand(weight_grads, ds);
+    warpgroup_fence();
+    multiply_columns(q_grad, weight_grads, k_tile(now));
+    warpgroup_commit();
+  }
+  warpgroup_wait<0>();
+  settle(q_grad);
+  for (; n < tiles; ++n) advance();  // tiles that only the other warpgroup sees
 
   q_grad.for_pairs([&](int, int, float& a, float& b) { a *= p.in.scale, b *= p.in.scale; });
-  __syncwarp();
-  q_grad.store(q, row0, 0);
-  __syncwarp();
-  store_rows<Pass::warp_rows>(q, row0, [&](int row) -> bf16* {
+  __syncthreads();  // all warps have read Q
+  store_rows(q_grad, q, row0, [&](int row) -> bf16* {
     if (row >= item.rows) return nullptr;
     return packed_row<dim>(static_cast<bf16*>(p.query_grad), item.row + row, heads, head);
   });
@@ -329,9 +347,9 @@ void run(const AttentionBackward& p, void* stream) {
       dim3(static_cast<unsigned>((units + kStatisticsThreads - 1) / kStatisticsThreads)), kStatisticsThreads,
       0, stream, p);
   launch<attention_key_gradients_kernel<dim>>(dim3(static_cast<unsigned>(p.block_count * p.in.key_heads)),
-                                              kAttentionThreads, KeyPass<dim>::bytes, stream, p);
+                                              KeyPass<dim>::threads, KeyPass<dim>::bytes, stream, p);
   launch<attention_query_gradients_kernel<dim>>(
-      dim3(static_cast<unsigned>(p.in.item_count * p.in.query_heads)), kAttentionThreads,
+      dim3(static_cast<unsigned>(p.in.item_count * p.in.query_heads)), QueryPass<dim>::threads,
       QueryPass<dim>::bytes, stream, p);
 }
 

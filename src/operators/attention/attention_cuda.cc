@@ -79,8 +79,7 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
     const c10::OptionalDeviceGuard guard(query.device());
     const at::Tensor spans = context->saved_data["spans"].toTensor(), output_grad = packed(grads[0]);
     const auto plan = plan_of(key, spans);
-    const auto keys = key_plan(spans, key.size(0), key.size(1),
-                               cuda::key_block(static_cast<int>(query.size(2))), key.device());
+    const auto keys = key_plan(spans, key.size(0), key.size(1), key.device());
     const at::Tensor query_grad = at::empty(query.sizes(), query.options()),
                      key_grad = at::empty(key.sizes(), query.options()),
                      value_grad = at::empty(value.sizes(), query.options()),

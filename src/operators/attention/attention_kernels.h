@@ -14,13 +14,13 @@ struct QueryItem {
 constexpr int kItemRows = 128;  // at most, of an item of the forward pass and of dQ
 constexpr int kTileRows = 64;   // at most, of a tile that the pass over keys reads
 
-// Positions [begin, begin + key_block(dim)) of one sequence and the tiles of query rows that see any of them.
+// Positions [begin, begin + kBlockKeys) of one sequence and the tiles of query rows that see any of them.
 struct KeyBlock {
   int32_t sequence, begin;
   int32_t end;  // of what the sequence's spans use; keys at and past it are not read
   int32_t first_tile, tiles;
 };
-constexpr int key_block(int dim) { return dim == 128 ? 64 : 128; }
+constexpr int kBlockKeys = 64;
 
 // Strides are in elements, of sequence, position and head; rows are contiguous and 16-byte aligned.
 struct AttentionInputs {

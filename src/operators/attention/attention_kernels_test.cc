@@ -9,6 +9,9 @@
 #include "operators/attention/attention_cuda.h"
 #include "operators/device/device_testing.h"
 #include "operators/testing.h"
+#ifdef ORYX_EMULATED
+#include "operators/device/warpgroup.h"
+#endif
 
 namespace oryx::operators {
 namespace {
@@ -200,6 +203,29 @@ TEST_P(AttentionKernels, TakesViewsOfACache) {
   });
   EXPECT_TRUE(at::equal(got[0], got[1]));
 }
+
+#ifdef ORYX_EMULATED
+// As on a GPU without wgmma.
+TEST(AttentionWithoutWarpgroupProducts, EqualsTheReference) {
+  for (const int64_t dim : {64, 128}) {
+    const Case c{"", 2, 280, 2, 1, dim, {{0, 70, 270}, {1, 0, 3}, {1, 128, 140}}};
+    const Inputs in = inputs_of(c);
+    const auto want = expected(c, in, true);
+    device::has_warpgroup_products = false;
+    const auto got = testing::with_kernels([&] {
+      const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
+      const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
+      const at::Tensor output = attention_cuda(q, k, v, tensor_of(c.spans), c.scale(), AttentionWay::rows);
+      std::vector<at::Tensor> result = testing::gradients({output}, {q, k, v}, {in.output_grad});
+      result.push_back(output.detach());
+      return result;
+    });
+    device::has_warpgroup_products = true;
+    for (int i = 0; i < 3; ++i) EXPECT_LE(relative_error(got[i], want[i + 2]), 5e-3) << "gradient " << i;
+    EXPECT_LE(relative_error(got[3], want[0]), 4e-3);
+  }
+}
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Cases, AttentionKernels, ::testing::ValuesIn(cases()),
                          [](const auto& each) { return std::string(each.param.name); });

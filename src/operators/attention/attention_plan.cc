@@ -103,8 +103,7 @@ AttentionPlan make_plan(const at::Tensor& spans, int64_t batch, at::Device devic
   return plan;
 }
 
-KeyPlan make_key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity, int64_t block,
-                      at::Device device) {
+KeyPlan make_key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity, at::Device device) {
   // By sequence, then by the last position: the tiles that see a key are the last ones of its sequence.
   std::vector<QueryItem> tiles = items_of(rows_of(spans), cuda::kTileRows);
   std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) {
@@ -115,7 +114,7 @@ KeyPlan make_key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity, 
   for (int64_t sequence = 0; sequence < batch; ++sequence) {
     const auto past = std::find_if(first, tiles.end(), [&](const auto& t) { return t.sequence != sequence; });
     const int32_t end = past == first ? 0 : std::prev(past)->last + 1;
-    for (int64_t begin = 0; begin < capacity; begin += block) {
+    for (int64_t begin = 0; begin < capacity; begin += cuda::kBlockKeys) {
       while (first != past && first->last < begin) ++first;
       blocks.push_back({static_cast<int32_t>(sequence), static_cast<int32_t>(begin), end,
                         static_cast<int32_t>(first - tiles.begin()), static_cast<int32_t>(past - first)});
@@ -136,10 +135,10 @@ std::shared_ptr<const AttentionPlan> attention_plan(const at::Tensor& spans, int
 }
 
 std::shared_ptr<const KeyPlan> key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity,
-                                        int64_t block, at::Device device) {
-  static SpanCache<KeyPlan> caches[2];  // by the two sizes of a block
-  return caches[block == 64].get(spans, batch, capacity, device,
-                                 [&] { return make_key_plan(spans, batch, capacity, block, device); });
+                                        at::Device device) {
+  static SpanCache<KeyPlan> cache;
+  return cache.get(spans, batch, capacity, device,
+                   [&] { return make_key_plan(spans, batch, capacity, device); });
 }
 
 }  // namespace oryx::operators

@@ -37,13 +37,13 @@ struct AttentionPlan {
 std::shared_ptr<const AttentionPlan> attention_plan(const at::Tensor& spans, int64_t batch, int64_t capacity,
                                                     at::Device device);
 
-// What the pass over keys reads; `block` positions make a block.
+// What the pass over keys reads.
 struct KeyPlan {
   DeviceTable<cuda::QueryItem> tiles;
   DeviceTable<cuda::KeyBlock> blocks;
 };
 
 std::shared_ptr<const KeyPlan> key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity,
-                                        int64_t block, at::Device device);
+                                        at::Device device);
 
 }  // namespace oryx::operators
