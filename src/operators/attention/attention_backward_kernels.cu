@@ -216,19 +216,20 @@ __global__ void __launch_bounds__(KeyPass<dim>::threads, KeyPass<dim>::blocks)
 // ---- dQ
 
 // A block takes an item: two warpgroups of 64 rows each share the tiles of keys. Three stages, so that the
-// last product of a tile may still run while the next begins.
-template <int dim>
+// last product of a tile may still run while the next begins; GPUs with little shared memory, none of which
+// has wgmma, do with two stages of 32 keys.
+template <int dim, int tile_keys>
 struct QueryPass {
-  static constexpr int threads = 256, keys = 64, stages = 3;
+  static constexpr int threads = 256, keys = tile_keys, stages = keys == 64 ? 3 : 2;
   using Rows = Panels<kItemRows, dim>;
   using Keys = Panels<keys, dim>;
   static constexpr size_t bytes = 2 * Rows::bytes + 2 * stages * Keys::bytes;  // Q, dO; K and V
 };
 
-template <int dim>
-__global__ void __launch_bounds__(QueryPass<dim>::threads, 1)
+template <int dim, int tile_keys>
+__global__ void __launch_bounds__(QueryPass<dim, tile_keys>::threads, 1)
     attention_query_gradients_kernel(const AttentionBackward p) {
-  using Pass = QueryPass<dim>;
+  using Pass = QueryPass<dim, tile_keys>;
   const int heads = p.in.query_heads, head = static_cast<int>(blockIdx.x % heads),
             key_head = head / (heads / p.in.key_heads);
   const QueryItem item = p.in.items[blockIdx.x / heads];
@@ -340,6 +341,13 @@ __global__ void __launch_bounds__(QueryPass<dim>::threads, 1)
   });
 }
 
+template <int dim, int tile_keys>
+void run_query_pass(const AttentionBackward& p, void* stream) {
+  using Pass = QueryPass<dim, tile_keys>;
+  launch<attention_query_gradients_kernel<dim, tile_keys>>(
+      dim3(static_cast<unsigned>(p.in.item_count * p.in.query_heads)), Pass::threads, Pass::bytes, stream, p);
+}
+
 template <int dim>
 void run(const AttentionBackward& p, void* stream) {
   const int64_t units = p.rows * p.in.query_heads * (dim / 8);
@@ -348,9 +356,11 @@ void run(const AttentionBackward& p, void* stream) {
       0, stream, p);
   launch<attention_key_gradients_kernel<dim>>(dim3(static_cast<unsigned>(p.block_count * p.in.key_heads)),
                                               KeyPass<dim>::threads, KeyPass<dim>::bytes, stream, p);
-  launch<attention_query_gradients_kernel<dim>>(
-      dim3(static_cast<unsigned>(p.in.item_count * p.in.query_heads)), QueryPass<dim>::threads,
-      QueryPass<dim>::bytes, stream, p);
+  if (QueryPass<dim, 64>::bytes <= most_shared_memory()) {
+    run_query_pass<dim, 64>(p, stream);
+  } else {
+    run_query_pass<dim, 32>(p, stream);
+  }
 }
 
 }  // namespace

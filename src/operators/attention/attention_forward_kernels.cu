@@ -1,6 +1,7 @@
 // Forward pass: one block of threads per item of 128 rows and query head walks the keys in tiles of 64
-// (FlashAttention-3). Two warpgroups of 64 rows each share the tiles; while the weights of one tile are made,
-// those of the tile before are multiplied by its values.
+// (FlashAttention-3); of 32 on GPUs with little shared memory. Two warpgroups of 64 rows each share the
+// tiles; while the weights of one tile are made, those of the tile before are multiplied by its values, which
+// takes three stages.
 #include <algorithm>
 #include <cmath>
 
@@ -10,14 +11,14 @@ namespace oryx::cuda {
 
 namespace {
 
-constexpr int kThreads = 256, kKeys = 64, kStages = 3;
+constexpr int kThreads = 256, kStages = 3;
 // The running maximum is raised only by at least this many powers of two; until then probabilities exceed 1,
 // which changes nothing but their common factor.
 constexpr float kSlack = 8.0f;
 
-template <int dim>
+template <int dim, int keys>
 constexpr size_t forward_bytes() {
-  return Panels<kItemRows, dim>::bytes + 2 * kStages * Panels<kKeys, dim>::bytes;
+  return Panels<kItemRows, dim>::bytes + 2 * kStages * Panels<keys, dim>::bytes;
 }
 
 // What a thread knows of its two rows, lane / 4 and lane / 4 + 8 of its warp's.
@@ -68,7 +69,7 @@ __device__ inline float2 weigh(Accumulator<1, keys / 8>& s, RowStates& rows, int
   return {factor[0], factor[1]};
 }
 
-template <int dim>
+template <int dim, int tile_keys>
 __global__ void __launch_bounds__(kThreads, 1) attention_forward_kernel(const AttentionForward p) {
   const int head = static_cast<int>(blockIdx.x % p.in.query_heads);
   const QueryItem item = p.in.items[blockIdx.x / p.in.query_heads];
@@ -77,10 +78,12 @@ __global__ void __launch_bounds__(kThreads, 1) attention_forward_kernel(const At
   bf16* const ring = q.base + kItemRows * dim;
   const bf16* const keys = rows_of(p.in.key, p.in.key_strides, item.sequence, key_head);
   const bf16* const values = rows_of(p.in.value, p.in.value_strides, item.sequence, key_head);
-  const auto k_tile = [&](int stage) { return Panels<kKeys, dim>{ring + 2 * stage * kKeys * dim}; };
-  const auto v_tile = [&](int stage) { return Panels<kKeys, dim>{ring + (2 * stage + 1) * kKeys * dim}; };
+  const auto k_tile = [&](int stage) { return Panels<tile_keys, dim>{ring + 2 * stage * tile_keys * dim}; };
+  const auto v_tile = [&](int stage) {
+    return Panels<tile_keys, dim>{ring + (2 * stage + 1) * tile_keys * dim};
+  };
   const auto load = [&](int n, int stage) {
-    const int key0 = n * kKeys, valid = item.last + 1 - key0;
+    const int key0 = n * tile_keys, valid = item.last + 1 - key0;
     load_rows<kThreads>(k_tile(stage), valid, keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
     load_rows<kThreads>(v_tile(stage), valid, values + key0 * p.in.value_strides[1], p.in.value_strides[1]);
     commit_copies();
@@ -109,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_forward_kernel(const At
 
   Accumulator<1, dim / 8> o;
   o.clear();
-  const int tiles = item.last / kKeys + 1, own_tiles = (last + kKeys) / kKeys;
+  const int tiles = item.last / tile_keys + 1, own_tiles = (last + tile_keys) / tile_keys;
   int n = 0, stage = 0;
   const auto advance = [&] {  // to tile n; returns its stage
     const int now = stage;
@@ -121,21 +124,21 @@ __global__ void __launch_bounds__(kThreads, 1) attention_forward_kernel(const At
     return now;
   };
   if (own_tiles > 0) {
-    uint32_t weights[kKeys / 16][4];  // of the tile before
+    uint32_t weights[tile_keys / 16][4];  // of the tile before
     int before = advance();
     {
-      Accumulator<1, kKeys / 8> s;
+      Accumulator<1, tile_keys / 8> s;
       warpgroup_fence();
       multiply_rows(s, q, group_row0, k_tile(before));
       warpgroup_commit();
       warpgroup_wait<0>();
       settle(s);
-      weigh<kKeys>(s, rows, 0, first, scale);
+      weigh<tile_keys>(s, rows, 0, first, scale);
       as_operand(weights, s);
     }
     for (n = 1; n < own_tiles; ++n) {
       const int now = advance();
-      Accumulator<1, kKeys / 8> s;
+      Accumulator<1, tile_keys / 8> s;
       warpgroup_fence();
       multiply_rows(s, q, group_row0, k_tile(now));
       warpgroup_commit();
@@ -143,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 1) attention_forward_kernel(const At
       warpgroup_commit();
       warpgroup_wait<1>();
       settle(s);
-      const float2 factor = weigh<kKeys>(s, rows, n * kKeys, first, scale);
+      const float2 factor = weigh<tile_keys>(s, rows, n * tile_keys, first, scale);
       warpgroup_wait<0>();
       settle(o);
       if (__any_sync(0xffffffffu, factor.x != 1.0f || factor.y != 1.0f)) {
@@ -185,14 +188,24 @@ __global__ void __launch_bounds__(kThreads, 1) attention_forward_kernel(const At
   });
 }
 
+template <int dim>
+void run(const AttentionForward& arguments, void* stream) {
+  const dim3 grid(static_cast<unsigned>(arguments.in.item_count * arguments.in.query_heads));
+  constexpr size_t bytes = forward_bytes<dim, 64>();
+  if (bytes <= most_shared_memory()) {
+    launch<attention_forward_kernel<dim, 64>>(grid, kThreads, bytes, stream, arguments);
+  } else {
+    launch<attention_forward_kernel<dim, 32>>(grid, kThreads, forward_bytes<dim, 32>(), stream, arguments);
+  }
+}
+
 }  // namespace
 
 void attention_forward(const AttentionForward& arguments, void* stream) {
-  const dim3 grid(static_cast<unsigned>(arguments.in.item_count * arguments.in.query_heads));
   if (arguments.in.dim == 128) {
-    launch<attention_forward_kernel<128>>(grid, kThreads, forward_bytes<128>(), stream, arguments);
+    run<128>(arguments, stream);
   } else {
-    launch<attention_forward_kernel<64>>(grid, kThreads, forward_bytes<64>(), stream, arguments);
+    run<64>(arguments, stream);
   }
 }
 

@@ -43,6 +43,19 @@ struct Panels {
   }
 };
 
+// The most shared memory that a block of the current device may ask for.
+inline size_t most_shared_memory() {
+#ifdef ORYX_EMULATED
+  return has_warpgroup_products ? 227 * 1024 : 99 * 1024;
+#else
+  int device = 0, bytes = 0;
+  expect_success(cudaGetDevice(&device), "current device");
+  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                 "shared memory of a device");
+  return static_cast<size_t>(bytes);
+#endif
+}
+
 // What wgmma is told about an operand in shared memory: eight rows of 128 bytes make an atom of 1024,
 // swizzled by address bits 7 to 9. Atoms that follow along rows lie `stride` bytes apart; those that follow
 // along columns, where the operand has more than 64, `leading` bytes.
@@ -241,16 +254,18 @@ template <int column_tiles, int a_rows, int b_rows, int columns>
 __device__ inline void multiply_rows(Accumulator<1, column_tiles>& sum, Panels<a_rows, columns> a, int m0,
                                      Panels<b_rows, columns> b) {
   static_assert(a_rows % 64 == 0 && 8 * column_tiles <= b_rows);
-  if (has_warpgroup_products) {
-    const uint64_t a_first = operand_descriptor(a.base + m0 * 64, 16, 1024),
-                   b_first = operand_descriptor(b.base, 16, 1024);
+  if constexpr (column_tiles >= 8) {
+    if (has_warpgroup_products) {
+      const uint64_t a_first = operand_descriptor(a.base + m0 * 64, 16, 1024),
+                     b_first = operand_descriptor(b.base, 16, 1024);
 #pragma unroll
-    for (int k = 0; k < columns; k += 16) {
-      const int inside = k % 64 * 2;
-      wgmma_rows(sum.value[0], a_first + (inside + k / 64 * a.panel_bytes) / 16,
-                 b_first + (inside + k / 64 * b.panel_bytes) / 16, k > 0);
+      for (int k = 0; k < columns; k += 16) {
+        const int inside = k % 64 * 2;
+        wgmma_rows(sum.value[0], a_first + (inside + k / 64 * a.panel_bytes) / 16,
+                   b_first + (inside + k / 64 * b.panel_bytes) / 16, k > 0);
+      }
+      return;
     }
-    return;
   }
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const SharedAddress a_first = shared_address(a.unit(m0 + 16 * warp_of_group() + lane % 16, lane / 16 * 8)),
