@@ -207,8 +207,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     a.d_log_decay = data<float>(d_log_decay);
     a.d_beta = data<float>(d_beta);
     a.d_initial_state = data<float>(d_initial);
-    cuda::gated_delta_states(a, call.stream);
-    cuda::gated_delta_state_gradients(a, call.stream);
+    cuda::gated_delta_backward_passes(a, call.stream);
     cuda::gated_delta_input_gradients(a, call.stream);
     return {query.sum(), key.sum(), d_value, d_log_decay, d_beta, {}, d_initial, {}};
   }

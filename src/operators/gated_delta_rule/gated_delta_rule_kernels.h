@@ -74,11 +74,11 @@ void gated_delta_prepare_again(const GatedDeltaArguments& arguments, void* strea
 // query, key, value, gates, transfer, weights, rows, initial_state → output, final_state. Serial over chunks.
 void gated_delta_outputs(const GatedDeltaArguments& arguments, void* stream);
 
-// key, value, gates, inverse, transfer, initial_state → states, surprises. Serial over chunks.
-void gated_delta_states(const GatedDeltaArguments& arguments, void* stream);
+// Both serial over chunks, the second from the last:
+// key, value, gates, inverse, transfer, initial_state → states, surprises;
 // query, key, gates, transfer, weights, rows, d_output, d_final_state → d_states, d_surprises, d_value,
-// d_initial_state (where not null). Serial over chunks, from the last.
-void gated_delta_state_gradients(const GatedDeltaArguments& arguments, void* stream);
+// d_initial_state (where not null).
+void gated_delta_backward_passes(const GatedDeltaArguments& arguments, void* stream);
 // query, key, gates, states, surprises, rows, d_output, d_states, d_surprises → d_query, d_key, d_log_decay,
 // d_beta.
 void gated_delta_input_gradients(const GatedDeltaArguments& arguments, void* stream);

@@ -39,12 +39,13 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     if (reader == readers - 1) load_transfer(p, block, stage.transfer, thread);
   };
 
+  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(p.chunks * readers, table, load);
+  begin_walk<Memory>();
   StateRows<key_dim> state;
   const int64_t state_at = stream * key_dim * p.value_dim + part_column;
-  const bool walks = threadIdx.x < Memory::walkers;
-  if (walks) state.read(p.initial_state == nullptr ? nullptr : p.initial_state + state_at, p.value_dim);
+  state.read(p.initial_state == nullptr ? nullptr : p.initial_state + state_at, p.value_dim);
   uint32_t weighted[4][4];
-  walk_chunks<Memory>(p.chunks * readers, table, load, [&](int step) {
+  walk_chunks<Memory>(p.chunks * readers, [&](int step) {
     const auto stage = memory.stage(step);
     const int32_t* rows = memory.rows(step);
     const Gates gates(stage.gates);
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
       for (int k = 0; k < 4; ++k) state.add(weighted[k], transfer, k);
     }
   });
-  if (walks && p.final_state != nullptr) state.write(p.final_state + state_at, p.value_dim);
+  if (p.final_state != nullptr) state.write(p.final_state + state_at, p.value_dim);
 }
 
 }  // namespace
@@ -121,7 +122,7 @@ bool gated_delta_fits() {
 }
 
 void gated_delta_outputs(const GatedDeltaArguments& p, void* stream) {
-  with_width(p, [&]<int key_dim, int width>() {
+  with_width(p, 1, [&]<int key_dim, int width>() {
     const auto grid = static_cast<unsigned>(p.batch * p.state_heads * (p.value_dim / width));
     launch<outputs_kernel<key_dim, width>>(dim3(grid), Memory<key_dim, width>::threads,
                                            Memory<key_dim, width>::bytes, stream, p);

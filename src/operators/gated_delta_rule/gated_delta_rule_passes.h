@@ -106,50 +106,67 @@ struct StateRows {
   }
 };
 
-// Walks over `steps` steps: load(step) copies what a step needs, by threads 0 … kLoaders − 1 that it is given
-// the number of, and walk(step) is called by the other warps. load_table(step) copies the table of rows that
-// load(step) reads.
-template <typename Memory, typename LoadTable, typename Load, typename Walk>
-__device__ inline void walk_chunks(int steps, LoadTable load_table, Load load, Walk walk) {
+// A warpgroup's registers a thread from here on, where the target has the instruction: of 168 a thread at
+// first, loaders hand to walkers what they do not need.
+template <int registers, bool more>
+__device__ inline void change_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  if constexpr (more) {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+  } else {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+  }
+#endif
+}
+
+// The part of the loaders in a walk over `steps` steps: load(step, thread) copies what a step needs, as one
+// of kLoaders threads, and load_table(step, thread) the table of rows that load(step) reads.
+template <typename Memory, typename LoadTable, typename Load>
+__device__ inline void load_chunks(int steps, LoadTable load_table, Load load) {
+  if constexpr (Memory::walkers == 256) change_registers<88, false>();
   constexpr int stages = Memory::stages;
-  const bool loads = threadIdx.x >= Memory::walkers;
   const int thread = static_cast<int>(threadIdx.x) - Memory::walkers;
   const auto load_ahead = [&](int step) {
     if (step < steps) load(step, thread);
     if (step + stages - 1 < steps) load_table(step + stages - 1, thread);
     commit_copies();
   };
-  // A loop for either, so that a walker's registers know nothing of the loads.
-  if (loads) {
-    for (int step = 0; step < stages - 1 && step < steps; ++step) load_table(step, thread);
-    commit_copies();
-    wait_copies<0>();
-    named_barrier(2, kLoaders);
-    for (int step = 0; step < stages - 1; ++step) load_ahead(step);
-    for (int step = 0; step < steps; ++step) {
-      wait_copies<stages - 2>();
-      named_barrier(1, Memory::threads);
-      load_ahead(step + stages - 1);
-    }
-    wait_copies<0>();
-  } else {
-    for (int step = 0; step < steps; ++step) {
-      // The step's stage is there, and the one to be loaded has been read.
-      named_barrier(1, Memory::threads);
-      walk(step);
-    }
+  for (int step = 0; step < stages - 1 && step < steps; ++step) load_table(step, thread);
+  commit_copies();
+  wait_copies<0>();
+  named_barrier(2, kLoaders);
+  for (int step = 0; step < stages - 1; ++step) load_ahead(step);
+  for (int step = 0; step < steps; ++step) {
+    wait_copies<stages - 2>();
+    named_barrier(1, Memory::threads);
+    load_ahead(step + stages - 1);
   }
+  wait_copies<0>();
+}
+
+// The part of the other warps.
+template <typename Memory, typename Walk>
+__device__ inline void walk_chunks(int steps, Walk walk) {
+  for (int step = 0; step < steps; ++step) {
+    named_barrier(1, Memory::threads);  // the step's stage is there, and the one to be loaded has been read
+    walk(step);
+  }
+}
+template <typename Memory>
+__device__ inline void begin_walk() {
+  if constexpr (Memory::walkers == 256) change_registers<208, true>();
 }
 
 __device__ inline void load_table(int32_t* to, const int32_t* from, int thread) {
   if (thread < gated_delta_row_table / 4) copy_async(to + 4 * thread, from + 4 * thread);
 }
 
-// Calls function.template operator()<key_dim, width>() with the widest part of the columns that still gives
-// most multiprocessors work, but in at most 4 parts: each reads all of K and E again.
+// For `passes` passes side by side, calls function.template operator()<key_dim, width>() with the widest part
+// of the columns that still gives most multiprocessors work, but in at most 4 parts: each reads all of K and
+// E again.
 template <typename Function>
-void with_width(const GatedDeltaArguments& p, Function function) {
-  const int64_t streams = static_cast<int64_t>(p.batch) * p.state_heads;
+void with_width(const GatedDeltaArguments& p, int passes, Function function) {
+  const int64_t streams = static_cast<int64_t>(p.batch) * p.state_heads * passes;
   int width = p.value_dim;
   while (width * 4 > p.value_dim && streams * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
   const auto with_key_dim = [&]<int key_dim>() {

@@ -1,9 +1,62 @@
-// The gradients of the states, serial over chunks from the last: Y = (P A)ᵀ dO + E dS', dV = β ⊙ Y,
-// dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO). A step is one reader (output head) of one chunk.
+// The serial passes of backward: the states before every chunk, and their gradients from the last. Neither
+// needs the other, so one launch runs both side by side.
 #include "operators/gated_delta_rule/gated_delta_rule_walk.h"
 
 namespace oryx::cuda {
 namespace {
+
+// Leaves S before every chunk and N = W + C (β ⊙ W), of which β ⊙ N are the rows that the chunk adds.
+template <int key_dim, int width>
+__device__ void walk_states(const GatedDeltaArguments& p, int index) {
+  using Memory = PassMemory<key_dim, width, false>;
+  const Memory memory{shared_memory()};
+  const int parts = p.value_dim / width, part_column = index % parts * width;
+  const int64_t stream = index / parts;
+
+  const auto load = [&](int chunk, int thread) {
+    const Block block(p, stream, chunk);
+    const auto stage = memory.stage(chunk);
+    load_keys(p, block, stage.key, thread);
+    load_values<width>(p, block, stage.slice, part_column, thread);
+    load_gates(p, block, stage.gates, thread);
+    load_square(p.inverse, block.index, stage.square, thread);
+    load_transfer(p, block, stage.transfer, thread);
+  };
+
+  if (threadIdx.x >= Memory::walkers)
+    return load_chunks<Memory>(
+        p.chunks, [](int, int) {}, load);
+  begin_walk<Memory>();
+  StateRows<key_dim> state;
+  state.read(
+      p.initial_state == nullptr ? nullptr : p.initial_state + stream * key_dim * p.value_dim + part_column,
+      p.value_dim);
+  walk_chunks<Memory>(p.chunks, [&](int chunk) {
+    const auto stage = memory.stage(chunk);
+    const int64_t first_row = (stream * p.chunks + chunk) * p.value_dim + part_column + state.column0();
+    const Gates gates(stage.gates);
+    Accumulator<1, 8> residual;
+    uint32_t weighted[4][4];
+    state.write_rounded(static_cast<bf16*>(p.states) + first_row * key_dim);
+    find_residual(residual, weighted, state, stage.key, stage.slice, gates);
+    const FragmentsB<Layout::plain, 64> inverse(stage.square);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+#pragma unroll
+      for (int j = 0; j <= i; ++j) {
+        uint32_t b[4];
+        load_inverse_transposed_b(b, inverse, i, j);
+        multiply_add(residual.value[0][2 * i], weighted[j], b[0], b[1]);
+        multiply_add(residual.value[0][2 * i + 1], weighted[j], b[2], b[3]);
+      }
+    bf16* surprises = static_cast<bf16*>(p.surprises) + first_row * kChunk;
+    write_rows(residual, [&](int row) { return surprises + row * kChunk; });
+    state.scale(gates.total());
+    const FragmentsB<Layout::transposed, key_dim> transfer(stage.transfer);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) state.add(weighted[k], transfer, k);
+  });
+}
 
 // What a reader of the chunk adds: (P A)ᵀ dO to Y and scale · Qᵀ (γ ⊙ dO) to dS, both transposed.
 template <int key_dim, int slice_width>
@@ -39,13 +92,14 @@ __device__ inline void add_reader(StateRows<key_dim>& d_state, Accumulator<1, 8>
   }
 }
 
+// From the last chunk: Y = (P A)ᵀ dO + E dS', dV = β ⊙ Y, dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO). A
+// step is one reader (output head) of one chunk.
 template <int key_dim, int width>
-__global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
-    state_gradients_kernel(const GatedDeltaArguments p) {
+__device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
   using Memory = PassMemory<key_dim, width, true>;
   const Memory memory{shared_memory()};
-  const int parts = p.value_dim / width, part_column = static_cast<int>(blockIdx.x) % parts * width;
-  const int64_t stream = static_cast<int64_t>(blockIdx.x) / parts;
+  const int parts = p.value_dim / width, part_column = index % parts * width;
+  const int64_t stream = index / parts;
   const int readers = p.output_heads / p.state_heads;
   const auto block_of = [&](int step) { return Block(p, stream, p.chunks - 1 - step / readers); };
 
@@ -70,12 +124,13 @@ __global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
     if (reader == readers - 1) load_keys(p, block, stage.key, thread);
   };
 
+  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(p.chunks * readers, table, load);
+  begin_walk<Memory>();
   StateRows<key_dim> d_state;
   const int64_t state_at = stream * key_dim * p.value_dim + part_column;
-  const bool walks = threadIdx.x < Memory::walkers;
-  if (walks) d_state.read(p.d_final_state == nullptr ? nullptr : p.d_final_state + state_at, p.value_dim);
+  d_state.read(p.d_final_state == nullptr ? nullptr : p.d_final_state + state_at, p.value_dim);
   Accumulator<1, 8> d_surprise;  // Yᵀ
-  walk_chunks<Memory>(p.chunks * readers, table, load, [&](int step) {
+  walk_chunks<Memory>(p.chunks * readers, [&](int step) {
     const auto stage = memory.stage(step);
     const Block block = block_of(step);
     const int64_t first_row = block.index * p.value_dim + part_column + d_state.column0();
@@ -119,16 +174,28 @@ __global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
       }
     }
   });
-  if (walks && p.d_initial_state != nullptr) d_state.write(p.d_initial_state + state_at, p.value_dim);
+  if (p.d_initial_state != nullptr) d_state.write(p.d_initial_state + state_at, p.value_dim);
+}
+
+// The longer pass first.
+template <int key_dim, int width>
+__global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
+    backward_passes_kernel(const GatedDeltaArguments p) {
+  const int index = static_cast<int>(blockIdx.x), of_each = static_cast<int>(gridDim.x) / 2;
+  if (index < of_each) {
+    walk_gradients<key_dim, width>(p, index);
+  } else {
+    walk_states<key_dim, width>(p, index - of_each);
+  }
 }
 
 }  // namespace
 
-void gated_delta_state_gradients(const GatedDeltaArguments& p, void* stream) {
-  with_width(p, [&]<int key_dim, int width>() {
+void gated_delta_backward_passes(const GatedDeltaArguments& p, void* stream) {
+  with_width(p, 2, [&]<int key_dim, int width>() {
     using Memory = PassMemory<key_dim, width, true>;
-    const auto grid = static_cast<unsigned>(p.batch * p.state_heads * (p.value_dim / width));
-    launch<state_gradients_kernel<key_dim, width>>(dim3(grid), Memory::threads, Memory::bytes, stream, p);
+    const auto grid = static_cast<unsigned>(2 * p.batch * p.state_heads * (p.value_dim / width));
+    launch<backward_passes_kernel<key_dim, width>>(dim3(grid), Memory::threads, Memory::bytes, stream, p);
   });
 }
 
