@@ -8,7 +8,6 @@
 #include "operators/attention/attention_dense.h"
 #include "operators/attention/attention_kernels.h"
 #include "operators/attention/attention_plan.h"
-#include "operators/attention/attention_staircase.h"
 #include "operators/device/runtime.h"
 
 namespace oryx::operators {
@@ -21,8 +20,6 @@ using torch::autograd::variable_list;
 
 // The kernels of this folder reach about this share of the rate of the library that computes all tokens.
 constexpr double kDenseShare = 0.6;
-// From this length on the staircase over the library is faster.
-constexpr int64_t kStaircaseTime = int64_t{1} << 40;
 
 bool is_faster_dense(const AttentionPlan& plan, int64_t batch) {
   // A library sums the gradients of queries in any order.
@@ -96,25 +93,6 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
     p.rows = query.size(0), p.capacity = key.size(1);
     p.tiles = keys->tiles.data(), p.blocks = keys->blocks.data(), p.block_count = keys->blocks.count;
     cuda::attention_backward(p, cuda::stream(query));
-    return {query_grad, key_grad, value_grad, {}, {}};
-  }
-};
-
-struct StaircaseFunction : torch::autograd::Function<StaircaseFunction> {
-  static Variable forward(AutogradContext* context, const at::Tensor& query, const at::Tensor& key,
-                          const at::Tensor& value, const at::Tensor& spans, double scale) {
-    auto [output, logsumexp] = staircase_attention(query, key, value, spans, scale);
-    context->save_for_backward({query, key, value, output, logsumexp});
-    context->saved_data["spans"] = spans;
-    context->saved_data["scale"] = scale;
-    return output;
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& grads) {
-    const variable_list saved = context->get_saved_variables();
-    const c10::OptionalDeviceGuard guard(saved[0].device());
-    const auto [query_grad, key_grad, value_grad] = staircase_attention_backward(
-        grads[0], saved[0], saved[1], saved[2], saved[3], saved[4], context->saved_data["spans"].toTensor(),
-        context->saved_data["scale"].toDouble());
     return {query_grad, key_grad, value_grad, {}, {}};
   }
 };
@@ -228,14 +206,6 @@ at::Tensor attention_cuda(const at::Tensor& query, const at::Tensor& key, const 
   }
   if (!has_kernel || (!is_bfloat16 && plan->long_items.count > 0)) {
     return attention_composed(query, key, value, spans, scale);
-  }
-  const bool allows_staircase =
-      has_library && query.is_cuda() && query.size(0) > 0 && query.size(1) == key.size(2);
-  if (allows_staircase &&
-      (way == AttentionWay::staircase ||
-       (way == AttentionWay::automatic && needs_grad && key.size(1) >= kStaircaseTime &&
-        !at::globalContext().deterministicAlgorithms() && fits_staircase(spans, key.size(0), key.size(1))))) {
-    return StaircaseFunction::apply(q, k, v, spans, scale);
   }
   if (needs_grad) return RowsFunction::apply(q, k, v, spans, scale);
   return std::get<0>(attention_rows(q, k, v, spans, scale, false));

@@ -7,10 +7,9 @@
 
 namespace oryx::operators {
 
-// `rows` computes the rows of the spans by the kernels of this folder, `staircase` the same by a few calls of
-// a library (attention_staircase.h), `dense` all tokens by a library; automatic takes the one that is
-// fastest. Tests ask for one of them.
-enum class AttentionWay { automatic, rows, staircase, dense };
+// `rows` computes the rows of the spans by the kernels of this folder, `dense` all tokens by a library; automatic
+// takes the one that is faster. Tests ask for one of them.
+enum class AttentionWay { automatic, rows, dense };
 
 // As attention() says, for checked arguments.
 at::Tensor attention_cuda(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
