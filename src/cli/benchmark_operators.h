@@ -9,8 +9,8 @@
 
 namespace oryx::cli {
 
-// What the device can do at most, measured: a product of 8192 × 8192 matrices, and a copy counting bytes read and
-// written.
+// What the device can do at most, measured: a product of 8192 × 8192 matrices, and a copy counting bytes read
+// and written.
 struct Ceilings {
   double flops_per_second = 0;
   double bytes_per_second = 0;
@@ -30,7 +30,8 @@ struct OperatorTime {
 };
 
 // Those whose name contains `filter`.
-std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Device device, c10::ScalarType dtype,
-                                            const std::string& filter, int64_t repeats);
+std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Device device,
+                                            c10::ScalarType dtype, const std::string& filter,
+                                            int64_t repeats);
 
 }  // namespace oryx::cli

@@ -12,14 +12,15 @@ namespace oryx::cli {
 // Waits until everything queued on the device is done.
 void synchronize(c10::Device device);
 
-// Seconds of each of `repeats` calls after `warmup` others. On a GPU the time between two events on its stream:
-// what the host does meanwhile counts only where the device waits for it.
+// Seconds of each of `repeats` calls after `warmup` others. On a GPU the time between two events on its
+// stream: what the host does meanwhile counts only where the device waits for it.
 std::vector<double> time_calls(c10::Device device, int64_t warmup, int64_t repeats,
                                const std::function<void()>& call);
 
 double median(std::vector<double> values);
 
-// The most memory held so far, in bytes: of the process for a CPU, of tensors for a GPU (since reset_peak_memory).
+// The most memory held so far, in bytes: of the process for a CPU, of tensors for a GPU (since
+// reset_peak_memory).
 int64_t peak_memory(c10::Device device);
 void reset_peak_memory(c10::Device device);
 

@@ -37,7 +37,8 @@ RC_GTEST_PROP(Recompute, GivesTheSameGradients, ()) {
     RC_ASSERT(kept[i].defined() == made_again[i].defined());
     if (!kept[i].defined()) continue;
     RC_LOG() << model.weights().entries()[i].first << " differs by "
-             << (kept[i] - made_again[i]).abs().max().item<double>() << " of " << kept[i].abs().max().item<double>();
+             << (kept[i] - made_again[i]).abs().max().item<double>() << " of "
+             << kept[i].abs().max().item<double>();
     RC_ASSERT(at::equal(kept[i], made_again[i]));
   }
 }

@@ -7,8 +7,8 @@
 
 namespace oryx::operators {
 
-// `rows` computes the rows of the spans by the kernels of this folder, `dense` all tokens by a library; automatic
-// takes the one that is faster. Tests ask for one of them.
+// `rows` computes the rows of the spans by the kernels of this folder, `dense` all tokens by a library;
+// automatic takes the one that is faster. Tests ask for one of them.
 enum class AttentionWay { automatic, rows, dense };
 
 // As attention() says, for checked arguments.

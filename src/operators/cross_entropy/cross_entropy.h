@@ -14,7 +14,8 @@ namespace oryx::operators {
 //   weight   [V, d]   dtype of hidden; with bfloat16 hidden also float32 (the master copy, rounded here)
 //   targets  [N]      int64 on the device of hidden; negative = ignored (loss 0, gradient 0)
 //   scale             of the loss, e.g. 1 / number of tokens in the global batch
-//   rows_per_block    rows whose logits are held at once; 0 chooses at most about 64 MB of logits on the CPU and
+//   rows_per_block    rows whose logits are held at once; 0 chooses at most about 64 MB of logits on the CPU
+//   and
 //                     512 MB on a GPU
 // Returns (loss, token_losses): the scalar loss and the unscaled loss_r [N], 0 where ignored, both in the
 // accumulate type (float64 for float64, else float32). Only the loss is differentiable, in hidden and weight.
@@ -22,8 +23,8 @@ namespace oryx::operators {
 // recomputation; backward only multiplies by the upstream gradient and hands the tensors over (a second
 // backward pass needs retain_graph, else Error). The weight's gradient is summed over blocks in the
 // accumulate type and returned in the weight's dtype. With no gradient needed only losses are computed.
-// Throws Error on other shapes or dtypes and on a target >= V; on a GPU, which would have to be waited for, such a
-// target makes the loss and the gradients NaN.
+// Throws Error on other shapes or dtypes and on a target >= V; on a GPU, which would have to be waited for,
+// such a target makes the loss and the gradients NaN.
 std::tuple<at::Tensor, at::Tensor> cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                                  const at::Tensor& targets, double scale,
                                                  int64_t rows_per_block = 0);

@@ -189,7 +189,8 @@ __device__ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], 
 #endif
 }
 
-// Copies 16 (or 8 or 4) bytes from global to shared memory, or writes zeros where not `valid`; lands by wait_copies().
+// Copies 16 (or 8 or 4) bytes from global to shared memory, or writes zeros where not `valid`; lands by
+// wait_copies().
 template <int size = 16>
 __device__ inline void copy_async(void* shared, const void* global, bool valid = true) {
 #ifdef ORYX_EMULATED

@@ -23,8 +23,8 @@ namespace oryx::operators {
 // rows run in the matrix product of LibTorch. Throws Error on other shapes or dtypes.
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 
-// The gradients of linear() in x and in weight for the gradient `upstream` [N, out] of its result. The first takes
-// nothing but shape and dtype from x.
+// The gradients of linear() in x and in weight for the gradient `upstream` [N, out] of its result. The first
+// takes nothing but shape and dtype from x.
 at::Tensor linear_input_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream);
 at::Tensor linear_weight_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream);
 
