@@ -58,6 +58,7 @@ extern uint64_t collectives;
 
 }  // namespace emulator
 
+inline size_t largest_shared_memory() { return 227 * 1024; }
 inline char* shared_memory() { return emulator::shared_memory(); }
 
 template <auto kernel, typename Arguments>

@@ -36,6 +36,15 @@ inline void expect_success(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
+// Bytes of shared memory that a block can have on the current device.
+inline size_t largest_shared_memory() {
+  int device = 0, bytes = 0;
+  expect_success(cudaGetDevice(&device), "the current device");
+  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+                 "shared memory of the device");
+  return static_cast<size_t>(bytes);
+}
+
 // Launches kernel<<<grid, threads, shared_bytes, stream>>>(arguments). Throws std::runtime_error where the
 // launch is refused; never waits.
 template <auto kernel, typename Arguments>

@@ -109,17 +109,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
 
 }  // namespace
 
-bool gated_delta_fits() {
-#ifdef ORYX_EMULATED
-  return true;
-#else
-  int device = 0, bytes = 0;
-  expect_success(cudaGetDevice(&device), "the current device");
-  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                 "shared memory of the device");
-  return bytes >= static_cast<int>(Memory<128, 128>::bytes);
-#endif
-}
+bool gated_delta_fits() { return largest_shared_memory() >= Memory<128, 128>::bytes; }
 
 void gated_delta_outputs(const GatedDeltaArguments& p, void* stream) {
   with_width(p, 1, [&]<int key_dim, int width>() {

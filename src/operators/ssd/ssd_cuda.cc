@@ -165,7 +165,7 @@ std::vector<at::Tensor> steps(const SsdInputs& in) {
 }  // namespace
 
 bool ssd_chunks_serve(const SsdInputs& in) {
-  return in.value.scalar_type() == at::kBFloat16 && has_served_dimensions(in);
+  return in.value.scalar_type() == at::kBFloat16 && has_served_dimensions(in) && cuda::ssd_fits();
 }
 
 bool ssd_steps_serve(const SsdInputs& in) {

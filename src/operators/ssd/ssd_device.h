@@ -8,6 +8,9 @@ namespace oryx::cuda {
 
 using namespace device;
 
+// Of a block of any chunk kernel.
+constexpr size_t kMostSharedBytes = 114 * 1024;
+
 // Row heads of a stream; strides in elements.
 __device__ inline const bf16* token_row(const cpu::RowView& view, int64_t batch, int64_t time, int64_t head) {
   return static_cast<const bf16*>(view.data) + batch * view.batch + time * view.time + head * view.head;

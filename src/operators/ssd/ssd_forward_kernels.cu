@@ -40,6 +40,7 @@ struct ForwardTiles {
   using Stage = ForwardStage<key_dim, value_dim>;
   static constexpr size_t bytes =
       kStages * Stage::bytes + Tile<kChunk>::bytes(kChunk) + 3 * kChunk * sizeof(int32_t);
+  static_assert(bytes <= kMostSharedBytes);
   char* base;
 
   __device__ Stage stage(unsigned item) const { return Stage(base + item % kStages * Stage::bytes); }

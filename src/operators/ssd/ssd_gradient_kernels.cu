@@ -21,6 +21,7 @@ struct GradientTiles {
                           scores_bytes = Tile<64>::bytes(kChunk);
   static constexpr size_t tile_bytes = 2 * key_bytes + 2 * value_bytes + state_bytes + scores_bytes;
   static constexpr size_t bytes = tile_bytes + (21 * kChunk + 2 * kWarps) * sizeof(float);
+  static_assert(bytes <= kMostSharedBytes);
   Tile<key_dim> query, key;
   Tile<value_dim> value, d_output, state;
   Tile<64> scores;
@@ -371,6 +372,8 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
 }
 
 }  // namespace
+
+bool ssd_fits() { return largest_shared_memory() >= kMostSharedBytes; }
 
 void ssd_gradient(const SsdGradient& a, void* stream) {
   const dim3 grid(static_cast<unsigned>(a.shape.batch * a.shape.chunks * a.shape.output_heads));

@@ -106,4 +106,7 @@ struct SsdGradient {
 };
 void ssd_gradient(const SsdGradient& arguments, void* stream);
 
+// Whether the current device has the shared memory that the chunk kernels take.
+bool ssd_fits();
+
 }  // namespace oryx::cuda
