@@ -59,7 +59,7 @@ const std::array parts = {
     Part{"queries and keys", {"HeadTensors"}},
     Part{"loss", {"RowLosses", "Upstream"}},
     Part{"optimizer", {"Adamw", "Squares"}},
-    Part{"rows", {"gather_kernel", "add_kernel", "RowMerge"}},
+    Part{"rows", {"add_kernel", "RowMerge"}},
     Part{"matrix products", {"gemm", "nvjet", "cutlass", "xmma", "cublas", "splitK"}},
     Part{"copies and fills", {"Memcpy", "Memset", "copy_kernel", "FillFunctor"}},
     Part{"sums of gradients", {"CUDAFunctor_add"}},

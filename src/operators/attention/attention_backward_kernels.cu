@@ -356,7 +356,7 @@ void run(const AttentionBackward& p, void* stream) {
       0, stream, p);
   launch<attention_key_gradients_kernel<dim>>(dim3(static_cast<unsigned>(p.block_count * p.in.key_heads)),
                                               KeyPass<dim>::threads, KeyPass<dim>::bytes, stream, p);
-  if (QueryPass<dim, 64>::bytes <= most_shared_memory()) {
+  if (QueryPass<dim, 64>::bytes <= largest_shared_memory()) {
     run_query_pass<dim, 64>(p, stream);
   } else {
     run_query_pass<dim, 32>(p, stream);

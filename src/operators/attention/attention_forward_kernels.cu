@@ -192,7 +192,7 @@ template <int dim>
 void run(const AttentionForward& arguments, void* stream) {
   const dim3 grid(static_cast<unsigned>(arguments.in.item_count * arguments.in.query_heads));
   constexpr size_t bytes = forward_bytes<dim, 64>();
-  if (bytes <= most_shared_memory()) {
+  if (bytes <= largest_shared_memory()) {
     launch<attention_forward_kernel<dim, 64>>(grid, kThreads, bytes, stream, arguments);
   } else {
     launch<attention_forward_kernel<dim, 32>>(grid, kThreads, forward_bytes<dim, 32>(), stream, arguments);

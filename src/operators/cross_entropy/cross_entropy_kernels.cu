@@ -112,18 +112,6 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) row_losses_k
   }
 }
 
-size_t shared_memory_limit() {
-#ifdef ORYX_EMULATED
-  return 227 * 1024;
-#else
-  int device = 0, bytes = 0;
-  expect_success(cudaGetDevice(&device), "current device");
-  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                 "shared memory limit");
-  return static_cast<size_t>(bytes);
-#endif
-}
-
 template <typename T, int n>
 __global__ void __launch_bounds__(256) scale_kernel(const Scaling p) {
   using A = Wide<T>;
@@ -156,7 +144,7 @@ void with_vectors(Element element, const void* pointer, int64_t columns, Functio
 void row_losses(const RowLosses& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(p.rows));
   const size_t bytes = static_cast<size_t>(p.columns) * bytes_of(p.element);
-  const bool cached = p.gradient && bytes + 1024 <= shared_memory_limit();
+  const bool cached = p.gradient && bytes + 1024 <= largest_shared_memory();
   with_vectors(p.element, p.logits, p.columns, [&]<typename T, int n>() {
     cached ? launch<row_losses_kernel<T, n, true>>(grid, kThreads, bytes, stream, p)
            : launch<row_losses_kernel<T, n, false>>(grid, kThreads, 0, stream, p);

@@ -218,9 +218,9 @@ void wait_groups(int allowed_pending) {
 }
 
 void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel) {
-  if (threads % 32 != 0 || threads > 1024 || shared_bytes > 227 * 1024) {
+  if (threads % 32 != 0 || threads > 1024 || shared_bytes > largest_shared_memory) {
     throw std::runtime_error(
-        "emulator: expected whole warps, at most 1024 threads and 227 KiB of shared memory");
+        "emulator: expected whole warps, at most 1024 threads and the shared memory of a block");
   }
   make_stacks(static_cast<size_t>(threads));
   block.kernel = &kernel;

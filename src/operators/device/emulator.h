@@ -51,6 +51,8 @@ void wait_groups(int allowed_pending);
 char* shared_memory();
 void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel);
 
+// Bytes of shared memory that a block can have; a test tries a smaller device.
+inline size_t largest_shared_memory = 227 * 1024;
 // Warps run from the last to the first where set.
 extern bool descending;
 // Warp collectives and barriers so far: a measure of work.
@@ -58,7 +60,7 @@ extern uint64_t collectives;
 
 }  // namespace emulator
 
-inline size_t largest_shared_memory() { return 227 * 1024; }
+inline size_t largest_shared_memory() { return emulator::largest_shared_memory; }
 inline char* shared_memory() { return emulator::shared_memory(); }
 
 template <auto kernel, typename Arguments>

@@ -97,21 +97,43 @@ __device__ inline void load_matrices_transposed(uint32_t (&result)[4], const voi
   load_matrices_transposed(result, shared_address(row));
 }
 
+#ifdef ORYX_EMULATED
+namespace emulator {
+
+// What a lane brings to a product: its part of the sum and its fragments.
+struct ProductLane {
+  float* c;
+  const uint32_t* a;
+  uint32_t b[2];
+};
+
+// Adds left right to the sums of the lanes.
+template <int depth>
+void add_product(const float (&left)[16][depth], const float (&right)[depth][8], void** lanes) {
+  float product[16][8] = {};
+  for (int m = 0; m < 16; ++m)
+    for (int k = 0; k < depth; ++k)
+      for (int n = 0; n < 8; ++n) product[m][n] += left[m][k] * right[k][n];
+  for (int lane = 0; lane < 32; ++lane) {
+    float* c = static_cast<ProductLane*>(lanes[lane])->c;
+    for (int j = 0; j < 4; ++j) c[j] += product[lane / 4 + 8 * (j / 2)][2 * (lane % 4) + j % 2];
+  }
+}
+
+}  // namespace emulator
+#endif
+
 // c += a b: a is 16×16 (a[0]: row g, columns 2t 2t+1; a[1]: row g+8; a[2], a[3]: the same, columns + 8), b is
 // 16×8 (b[0]: rows 2t 2t+1 of column g; b[1]: rows + 8), c is 16×8 (c[0], c[1]: row g, columns 2t 2t+1; c[2],
 // c[3]: row g+8).
 __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef ORYX_EMULATED
-  struct Deposit {
-    float* c;
-    const uint32_t* a;
-    uint32_t b[2];
-  } mine{c, a, {b0, b1}};
+  emulator::ProductLane mine{c, a, {b0, b1}};
   static const char operation = 0;
   emulator::collective(&operation, &mine, [](void** deposits) {
     float left[16][16], right[16][8];
     for (int lane = 0; lane < 32; ++lane) {
-      const auto* d = static_cast<Deposit*>(deposits[lane]);
+      const auto* d = static_cast<emulator::ProductLane*>(deposits[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int j = 0; j < 4; ++j) {
         const float2 x = unpack(d->a[j]);
@@ -124,14 +146,7 @@ __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint3
         right[2 * t + 8 * j + 1][g] = x.y;
       }
     }
-    float product[16][8] = {};
-    for (int m = 0; m < 16; ++m)
-      for (int k = 0; k < 16; ++k)
-        for (int n = 0; n < 8; ++n) product[m][n] += left[m][k] * right[k][n];
-    for (int lane = 0; lane < 32; ++lane) {
-      auto* d = static_cast<Deposit*>(deposits[lane]);
-      for (int j = 0; j < 4; ++j) d->c[j] += product[lane / 4 + 8 * (j / 2)][2 * (lane % 4) + j % 2];
-    }
+    emulator::add_product(left, right, deposits);
   });
 #else
   asm volatile(
@@ -157,28 +172,17 @@ __device__ inline uint32_t to_tf32(float x) {
 // 8×8 (b0: row t of column g; b1: row t + 4), c as above.
 __device__ inline void multiply_add_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 #ifdef ORYX_EMULATED
-  struct Deposit {
-    float* c;
-    const uint32_t* a;
-    uint32_t b[2];
-  } mine{c, a, {b0, b1}};
+  emulator::ProductLane mine{c, a, {b0, b1}};
   static const char operation = 0;
   emulator::collective(&operation, &mine, [](void** deposits) {
     float left[16][8], right[8][8];
     for (int lane = 0; lane < 32; ++lane) {
-      const auto* d = static_cast<Deposit*>(deposits[lane]);
+      const auto* d = static_cast<emulator::ProductLane*>(deposits[lane]);
       const int g = lane / 4, t = lane % 4;
       for (int j = 0; j < 4; ++j) left[g + 8 * (j % 2)][t + 4 * (j / 2)] = __uint_as_float(d->a[j]);
       for (int j = 0; j < 2; ++j) right[t + 4 * j][g] = __uint_as_float(d->b[j]);
     }
-    float product[16][8] = {};
-    for (int m = 0; m < 16; ++m)
-      for (int k = 0; k < 8; ++k)
-        for (int n = 0; n < 8; ++n) product[m][n] += left[m][k] * right[k][n];
-    for (int lane = 0; lane < 32; ++lane) {
-      auto* d = static_cast<Deposit*>(deposits[lane]);
-      for (int j = 0; j < 4; ++j) d->c[j] += product[lane / 4 + 8 * (j / 2)][2 * (lane % 4) + j % 2];
-    }
+    emulator::add_product(left, right, deposits);
   });
 #else
   asm volatile(

@@ -43,19 +43,6 @@ struct Panels {
   }
 };
 
-// The most shared memory that a block of the current device may ask for.
-inline size_t most_shared_memory() {
-#ifdef ORYX_EMULATED
-  return has_warpgroup_products ? 227 * 1024 : 99 * 1024;
-#else
-  int device = 0, bytes = 0;
-  expect_success(cudaGetDevice(&device), "current device");
-  expect_success(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-                 "shared memory of a device");
-  return static_cast<size_t>(bytes);
-#endif
-}
-
 // What wgmma is told about an operand in shared memory: eight rows of 128 bytes make an atom of 1024,
 // swizzled by address bits 7 to 9. Atoms that follow along rows lie `stride` bytes apart; those that follow
 // along columns, where the operand has more than 64, `leading` bytes.

@@ -4,8 +4,6 @@ namespace oryx::cuda {
 
 namespace {
 
-constexpr bool has_gate(Norm mode) { return mode == Norm::gate_norm || mode == Norm::norm_gate; }
-
 // One element of the first pass. With u the input of the norm, n = u · rstd and e = dL/dn: adds u² to squares
 // and e · u to dot.
 template <typename T, Norm mode, typename A>

@@ -14,6 +14,8 @@ using namespace device;
 
 inline constexpr int norm_threads = 256;
 
+constexpr bool has_gate(Norm mode) { return mode == Norm::gate_norm || mode == Norm::norm_gate; }
+
 // A team of `size` threads and `vectors` vectors a thread; vectors 0: the tensors take the general kernels.
 struct NormLayout {
   int size, vectors;

@@ -4,8 +4,6 @@ namespace oryx::cuda {
 
 namespace {
 
-constexpr bool has_gate(Norm mode) { return mode == Norm::gate_norm || mode == Norm::norm_gate; }
-
 // What is normalised, from raw inputs; in mode `add` also the sum as rounded, so that backward sees the same.
 template <typename T, Norm mode, int n>
 __device__ inline Vector<T, n> normalised_input(Raw<T, n>& x, const Raw<T, n>& other) {

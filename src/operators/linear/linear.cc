@@ -13,6 +13,7 @@
 #include "operators/linear/gemm_bfloat16.h"
 #include "operators/linear/linear_cpu.h"
 #include "operators/linear/linear_kernels.h"
+#include "operators/merge_rows/merge_rows_cuda.h"
 
 namespace oryx::operators {
 
@@ -54,17 +55,12 @@ void check(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Ro
   }
 }
 
-cuda::Rows device_rows(const at::Tensor& indices, const at::Tensor& x) {
-  return {indices.const_data_ptr<int64_t>(), indices.numel(), x.size(1) * x.element_size()};
-}
-
 at::Tensor select(const at::Tensor& x, const std::optional<at::Tensor>& rows) {
   if (!rows) return x;
   if (!cuda::serves(x)) return x.index_select(0, *rows);
   const at::Tensor from = x.contiguous(), indices = rows->contiguous();
   at::Tensor packed = at::empty({indices.numel(), x.size(1)}, x.options());
-  cuda::gather_rows(device_rows(indices, x), from.const_data_ptr(), packed.mutable_data_ptr(),
-                    cuda::stream(x));
+  cuda::merge_rows({packed}, {indices}, from, /*scatter=*/false);
   return packed;
 }
 
@@ -176,8 +172,9 @@ void add_product(const at::Tensor& a, bool transpose_a, const at::Tensor& b, boo
 void add_rows(const at::Tensor& from, const at::Tensor& rows, at::Tensor& to) {
   const at::Tensor indices = rows.contiguous();
   if (cuda::serves(to) && to.scalar_type() != at::kDouble && to.size(1) * to.element_size() % 16 == 0) {
-    cuda::add_rows(device_rows(indices, to), from.const_data_ptr(), to.mutable_data_ptr(),
-                   to.scalar_type() == at::kBFloat16, cuda::stream(to));
+    cuda::add_rows({indices.const_data_ptr<int64_t>(), indices.numel(), to.size(1) * to.element_size()},
+                   from.const_data_ptr(), to.mutable_data_ptr(), to.scalar_type() == at::kBFloat16,
+                   cuda::stream(to));
     return;
   }
   if (!to.is_cpu()) {

@@ -15,19 +15,6 @@ struct Arguments {
   char* to;
 };
 
-template <typename Unit>
-__global__ void __launch_bounds__(kThreads) gather_kernel(const Arguments p) {
-  const int64_t units = p.rows.row_bytes / static_cast<int64_t>(sizeof(Unit)), total = units * p.rows.count;
-  const auto* from = reinterpret_cast<const Unit*>(p.from);
-  auto* to = reinterpret_cast<Unit*>(p.to);
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < total;
-       i += static_cast<int64_t>(gridDim.x) * kThreads) {
-    const int64_t row = i / units, unit = i % units;
-    const int64_t source = p.rows.rows[row];
-    to[i] = source >= 0 ? from[source * units + unit] : Unit{};
-  }
-}
-
 __device__ inline uint32_t sum_of(uint32_t x, uint32_t y, bool is_bf16) {
   if (!is_bf16) return __float_as_uint(__uint_as_float(x) + __uint_as_float(y));
   const float2 a = unpack(x), b = unpack(y);
@@ -54,15 +41,6 @@ dim3 grid_of(int64_t units) {
 }
 
 }  // namespace
-
-void gather_rows(const Rows& rows, const void* from, void* packed, void* stream) {
-  const Arguments arguments{rows, static_cast<const char*>(from), static_cast<char*>(packed)};
-  if (rows.row_bytes % 16 == 0) {
-    launch<gather_kernel<uint4>>(grid_of(rows.count * rows.row_bytes / 16), kThreads, 0, stream, arguments);
-  } else {
-    launch<gather_kernel<uint16_t>>(grid_of(rows.count * rows.row_bytes / 2), kThreads, 0, stream, arguments);
-  }
-}
 
 void add_rows(const Rows& rows, const void* packed, void* to, bool is_bf16, void* stream) {
   const Arguments arguments{rows, static_cast<const char*>(packed), static_cast<char*>(to)};

@@ -1,4 +1,4 @@
-// Rows picked out of a matrix and put back, 16 bytes at a time where they allow it.
+// Rows added to those of a matrix, 16 bytes at a time.
 #pragma once
 
 #include <cstdint>
@@ -13,9 +13,8 @@ struct Rows {
   int64_t row_bytes;
 };
 
-// packed[r] = from[rows[r]], zeros where rows[r] is negative
-void gather_rows(const Rows& rows, const void* from, void* packed, void* stream);
-// to[rows[r]] += packed[r], elements of bf16 (else float32); the rows are distinct.
+// to[rows[r]] += packed[r], elements of bf16 (else float32); the rows are distinct and row_bytes a multiple
+// of 16.
 void add_rows(const Rows& rows, const void* packed, void* to, bool is_bf16, void* stream);
 
 }  // namespace oryx::cuda
