@@ -26,7 +26,8 @@ namespace oryx::operators {
 // Returns the output [N, Ho, Dv] in the type of value, and the state after the last token [B, Hv, Dk, Dv].
 //
 // Every token updates the state; the cost of outputs follows N. Differentiable in every floating argument
-// (once). Saves for backward its inputs and one [chunk, chunk] matrix per chunk and state head.
+// (once). Saves for backward its inputs and one [chunk, chunk] matrix per chunk and state head; on a GPU, of
+// long sequences in few streams also two states for each of the segments that fill it.
 // Deterministic. Throws Error on other shapes, types or spans.
 // On a GPU, kernels serve bfloat16 with head dimensions of 64 and 128, in chunks of 64 whatever `chunk` says,
 // where no token has two rows; and float32 too where fewer than 16 tokens need no gradient. Their matrices of

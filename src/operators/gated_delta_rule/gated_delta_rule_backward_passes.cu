@@ -10,12 +10,12 @@ template <int key_dim, int width>
 __device__ void walk_states(const GatedDeltaArguments& p, int index) {
   using Memory = PassMemory<key_dim, width, false>;
   const Memory memory{shared_memory()};
-  const int parts = p.value_dim / width, part_column = index % parts * width;
-  const int64_t stream = index / parts;
+  const Segment segment(p, index, p.value_dim / width);
+  const int part_column = segment.part * width;
 
-  const auto load = [&](int chunk, int thread) {
-    const Block block(p, stream, chunk);
-    const auto stage = memory.stage(chunk);
+  const auto load = [&](int step, int thread) {
+    const Block block(p, segment.stream, segment.first + step);
+    const auto stage = memory.stage(step);
     load_keys(p, block, stage.key, thread);
     load_values<width>(p, block, stage.slice, part_column, thread);
     load_gates(p, block, stage.gates, thread);
@@ -25,15 +25,14 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
 
   if (threadIdx.x >= Memory::walkers)
     return load_chunks<Memory>(
-        p.chunks, [](int, int) {}, load);
+        segment.chunks, [](int, int) {}, load);
   begin_walk<Memory>();
   StateRows<key_dim> state;
-  state.read(
-      p.initial_state == nullptr ? nullptr : p.initial_state + stream * key_dim * p.value_dim + part_column,
-      p.value_dim);
-  walk_chunks<Memory>(p.chunks, [&](int chunk) {
-    const auto stage = memory.stage(chunk);
-    const int64_t first_row = (stream * p.chunks + chunk) * p.value_dim + part_column + state.column0();
+  state.read(segment.start(p), part_column, p.value_dim);
+  walk_chunks<Memory>(segment.chunks, [&](int step) {
+    const auto stage = memory.stage(step);
+    const int64_t first_row =
+        (segment.stream * p.chunks + segment.first + step) * p.value_dim + part_column + state.column0();
     const Gates gates(stage.gates);
     Accumulator<1, 8> residual;
     uint32_t weighted[4][4];
@@ -93,15 +92,17 @@ __device__ inline void add_reader(StateRows<key_dim>& d_state, Accumulator<1, 8>
 }
 
 // From the last chunk: Y = (P A)ᵀ dO + E dS', dV = β ⊙ Y, dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO). A
-// step is one reader (output head) of one chunk.
-template <int key_dim, int width>
+// step is one reader (output head) of one chunk. Where it does not keep, it starts from dS = 0 and leaves
+// only dS before the segment, for what comes before.
+template <int key_dim, int width, bool keeps>
 __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
   using Memory = PassMemory<key_dim, width, true>;
   const Memory memory{shared_memory()};
-  const int parts = p.value_dim / width, part_column = index % parts * width;
-  const int64_t stream = index / parts;
-  const int readers = p.output_heads / p.state_heads;
-  const auto block_of = [&](int step) { return Block(p, stream, p.chunks - 1 - step / readers); };
+  const Segment segment(p, index, p.value_dim / width);
+  if (!keeps && segment.index == 0) return;
+  const int part_column = segment.part * width, last = segment.first + segment.chunks - 1;
+  const int readers = p.output_heads / p.state_heads, steps = segment.chunks * readers;
+  const auto block_of = [&](int step) { return Block(p, segment.stream, last - step / readers); };
 
   const auto table = [&](int step, int thread) {
     load_table(memory.rows(step), block_of(step).row_table(p), thread);
@@ -124,13 +125,12 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
     if (reader == readers - 1) load_keys(p, block, stage.key, thread);
   };
 
-  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(p.chunks * readers, table, load);
+  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(steps, table, load);
   begin_walk<Memory>();
   StateRows<key_dim> d_state;
-  const int64_t state_at = stream * key_dim * p.value_dim + part_column;
-  d_state.read(p.d_final_state == nullptr ? nullptr : p.d_final_state + state_at, p.value_dim);
+  d_state.read(keeps ? segment.d_end(p) : nullptr, part_column, p.value_dim);
   Accumulator<1, 8> d_surprise;  // Yᵀ
-  walk_chunks<Memory>(p.chunks * readers, [&](int step) {
+  walk_chunks<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
     const Block block = block_of(step);
     const int64_t first_row = block.index * p.value_dim + part_column + d_state.column0();
@@ -138,15 +138,17 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
     const int reader = step % readers;
     if (reader == 0) {
       d_surprise.clear();
-      d_state.write_rounded(static_cast<bf16*>(p.d_states) + first_row * key_dim);
+      if (keeps) d_state.write_rounded(static_cast<bf16*>(p.d_states) + first_row * key_dim);
       d_state.multiply(d_surprise, stage.transfer);
       d_state.scale(gates.total());
     }
     if (p.d_output.data != nullptr && memory.rows(step)[kChunk] > 0)
       add_reader(d_state, d_surprise, stage.slice, stage.query, stage.square, gates, p.scale);
     if (reader == readers - 1) {
-      bf16* kept = static_cast<bf16*>(p.d_surprises) + first_row * kChunk;
-      write_rows(d_surprise, [&](int row) { return kept + row * kChunk; });
+      if (keeps) {
+        bf16* kept = static_cast<bf16*>(p.d_surprises) + first_row * kChunk;
+        write_rows(d_surprise, [&](int row) { return kept + row * kChunk; });
+      }
       const int lane = static_cast<int>(threadIdx.x) % 32;
       bf16* d_value = block.rows_of(p.d_value, block.head) + part_column + d_state.column0() + pair_column();
       const FragmentsB<Layout::transposed, key_dim> keys(stage.key);
@@ -163,9 +165,10 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
           for (int below = 0; below < 2; ++below) {
             const float first = beta.x * d_surprise.value[0][2 * k + tile][2 * below];
             const float second = beta.y * d_surprise.value[0][2 * k + tile][2 * below + 1];
-            by_token[below] = transpose_matrix(pack(first, second));
+            if (keeps) by_token[below] = transpose_matrix(pack(first, second));
             a[2 * tile + below] = pack(gamma0 * first, gamma1 * second);
           }
+          if (!keeps) continue;
           const uint2 four = pair_up(by_token[0], by_token[1]);
           const int token = 16 * k + 8 * tile + lane / 4;
           if (token < block.valid) *reinterpret_cast<uint2*>(d_value + token * p.d_value.time) = four;
@@ -174,7 +177,12 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
       }
     }
   });
-  if (p.d_initial_state != nullptr) d_state.write(p.d_initial_state + state_at, p.value_dim);
+  if (!keeps) {
+    d_state.write(p.d_segment_states + segment.state_at(p) - key_dim * p.value_dim + part_column,
+                  p.value_dim);
+  } else if (p.d_initial_state != nullptr && segment.index == 0) {
+    d_state.write(p.d_initial_state + segment.stream_at(p) + part_column, p.value_dim);
+  }
 }
 
 // The longer pass first.
@@ -183,18 +191,32 @@ __global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
     backward_passes_kernel(const GatedDeltaArguments p) {
   const int index = static_cast<int>(blockIdx.x), of_each = static_cast<int>(gridDim.x) / 2;
   if (index < of_each) {
-    walk_gradients<key_dim, width>(p, index);
+    walk_gradients<key_dim, width, true>(p, index);
   } else {
     walk_states<key_dim, width>(p, index - of_each);
   }
 }
 
+template <int key_dim, int width>
+__global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
+    split_gradients_kernel(const GatedDeltaArguments p) {
+  walk_gradients<key_dim, width, false>(p, static_cast<int>(blockIdx.x));
+}
+
 }  // namespace
 
 void gated_delta_backward_passes(const GatedDeltaArguments& p, void* stream) {
+  if (p.segments > 1) {
+    with_width(p, 1, [&]<int key_dim, int width>() {
+      using Memory = PassMemory<key_dim, width, true>;
+      const auto grid = static_cast<unsigned>(p.batch * p.state_heads * p.segments * (p.value_dim / width));
+      launch<split_gradients_kernel<key_dim, width>>(dim3(grid), Memory::threads, Memory::bytes, stream, p);
+    });
+    join_segments(p, /*reverse=*/true, stream);
+  }
   with_width(p, 2, [&]<int key_dim, int width>() {
     using Memory = PassMemory<key_dim, width, true>;
-    const auto grid = static_cast<unsigned>(2 * p.batch * p.state_heads * (p.value_dim / width));
+    const auto grid = static_cast<unsigned>(2 * p.batch * p.state_heads * p.segments * (p.value_dim / width));
     launch<backward_passes_kernel<key_dim, width>>(dim3(grid), Memory::threads, Memory::bytes, stream, p);
   });
 }

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <atomic>
+
 #include "base/error.h"
 #include "operators/device/runtime.h"
 #include "operators/device/span_table.h"
@@ -18,6 +20,8 @@ using Optional = std::optional<at::Tensor>;
 
 // Without gradients, sequences shorter than this go token by token.
 constexpr int64_t fewest_chunk_tokens = 16;
+
+std::atomic<int> forced_segments = 0;
 
 // GatedDeltaArguments::rows, once per spans.
 struct ChunkRows {
@@ -74,6 +78,7 @@ struct Call {
   cpu::MixerShape shape;
   at::Tensor query, key, value, log_decay, beta, initial_state, rows;
   at::Tensor inverse, gates, transfer, weights;
+  at::Tensor segment_states, segment_transfers, d_segment_states;  // where there are segments
   cuda::GatedDeltaArguments arguments{};
   void* stream;
   int64_t blocks;
@@ -108,11 +113,43 @@ struct Call {
     a.beta = data<const float>(beta);
     a.initial_state = data<const float>(initial_state);
     a.rows = data<const int32_t>(rows);
+    a.segments = 1, a.segment_chunks = a.chunks;
     blocks = shape.batch * shape.state_heads * a.chunks;
   }
 
   at::Tensor per_block(int64_t rows_of_block, int64_t columns, at::ScalarType type = at::kBFloat16) const {
     return at::empty({blocks, rows_of_block, columns}, value.options().dtype(type));
+  }
+
+  // States of all the segments, or other squares that belong to them.
+  at::Tensor per_segment(int64_t columns) const {
+    return at::empty({shape.batch * shape.state_heads, arguments.segments, shape.key_dim, columns},
+                     log_decay.options());
+  }
+  // Takes the sequences in segments. Backward takes up those of forward.
+  void split(const at::Tensor& states, const at::Tensor& transfers) {
+    segment_states = states, segment_transfers = transfers;
+    arguments.segment_states = data<float>(states);
+    arguments.segment_transfers = data<float>(transfers);
+  }
+  void split(int segments, bool differentiate) {
+    cuda::GatedDeltaArguments& a = arguments;
+    segments = std::min(segments, a.chunks);
+    if (segments < 2) return;
+    a.segment_chunks = (a.chunks + segments - 1) / segments;
+    a.segments = (a.chunks + a.segment_chunks - 1) / a.segment_chunks;
+    a.wants_last_transfer = differentiate;
+    split(per_segment(shape.value_dim), per_segment(shape.key_dim));
+    cuda::gated_delta_split(a, stream);
+  }
+  void take_up_split(const at::Tensor& states, const at::Tensor& transfers) {
+    if (!states.defined()) return;
+    cuda::GatedDeltaArguments& a = arguments;
+    a.segments = static_cast<int32_t>(states.size(1));
+    a.segment_chunks = (a.chunks + a.segments - 1) / a.segments;
+    split(states, transfers);
+    d_segment_states = per_segment(shape.value_dim);
+    a.d_segment_states = data<float>(d_segment_states);
   }
 
   // What both directions need of the chunks. Backward takes up the inverses that forward kept.
@@ -132,7 +169,7 @@ struct Call {
   }
 };
 
-// Output, final state and, where `differentiate`, the inverses that backward needs.
+// Output, final state and, where `differentiate`, what backward needs of the inverses and segments.
 variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shape, double scale,
                               bool differentiate) {
   Call call(t, shape, scale);
@@ -145,9 +182,12 @@ variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shap
     cuda::gated_delta_steps(call.arguments, call.value.scalar_type() == at::kFloat, call.stream);
   } else {
     call.prepare(at::Tensor(), differentiate);
+    const int forced = forced_segments;
+    call.split(forced > 0 ? forced : cuda::gated_delta_segments(call.arguments, differentiate),
+               differentiate);
     cuda::gated_delta_outputs(call.arguments, call.stream);
   }
-  return {output, state, call.inverse};
+  return {output, state, call.inverse, call.segment_states, call.segment_transfers};
 }
 
 class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> {
@@ -159,8 +199,8 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
                          log_decay,          beta,   spans, initial_state, cuda::gated_delta_chunk};
     const variable_list out = forward_kernels(t, expect_mixer_tensors(t), scale, true);
     context->set_materialize_grads(false);
-    context->save_for_backward(
-        {query, key, value, log_decay, beta, spans, initial_state.value_or(at::Tensor()), out[2]});
+    context->save_for_backward({query, key, value, log_decay, beta, spans,
+                                initial_state.value_or(at::Tensor()), out[2], out[3], out[4]});
     context->saved_data["scale"] = scale;
     return {out[0], out[1]};
   }
@@ -177,6 +217,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     const cpu::MixerShape shape = expect_mixer_tensors(t);
     Call call(t, shape, context->saved_data["scale"].toDouble());
     call.prepare(v[7], true);
+    call.take_up_split(v[8], v[9]);
 
     HeadGradient query(v[0], 1, shape.output_heads), key(v[1], 2, shape.state_heads);
     const at::TensorOptions wide = call.log_decay.options();
@@ -224,6 +265,8 @@ bool kernels_serve(const MixerTensors& t, const cpu::MixerShape& shape, bool dif
 }
 
 }  // namespace
+
+void force_gated_delta_segments(int segments) { forced_segments = segments; }
 
 std::tuple<at::Tensor, at::Tensor> gated_delta_rule_cuda(const MixerTensors& t, double scale) {
   const cpu::MixerShape shape = expect_mixer_tensors(t);

@@ -41,6 +41,15 @@ struct GatedDeltaArguments {
   GatedDeltaRows output;
   float* final_state;  // like initial_state
 
+  // The serial passes may take a sequence in segments of segment_chunks chunks, side by side; the last has
+  // the rest. Where segments > 1:
+  int32_t segments, segment_chunks;
+  float* segment_states;  // [batch, state_heads, segments, key_dim, value_dim]: S before the segment
+  // [batch, state_heads, segments, key_dim, key_dim]: T of S after the segment = T S before it + ….
+  float* segment_transfers;
+  float* d_segment_states;   // like segment_states: dS after the segment
+  bool wants_last_transfer;  // of every stream: only backward reads it
+
   // bf16 [blocks, 64, 64]: C, strictly lower, where A = (I + L)⁻¹ = I + β ⊙ C: rounded below the diagonal
   // and, transposed above it, what the rounding took. Null: not wanted.
   void* inverse;
@@ -63,6 +72,9 @@ struct GatedDeltaArguments {
   float* d_initial_state;  // or null
 };
 
+// How many segments are best, as far as their sizes tell; for backward too where `differentiates`.
+int gated_delta_segments(const GatedDeltaArguments& arguments, bool differentiates);
+
 // Whether the current device has the shared memory that all of these but the single steps are laid out for
 // (227 KiB a block: compute capability 9.0 and its successors).
 bool gated_delta_fits();
@@ -71,13 +83,17 @@ bool gated_delta_fits();
 void gated_delta_prepare(const GatedDeltaArguments& arguments, void* stream);
 // The same with the inverse given: query, key, log_decay, beta, rows, inverse → gates, transfer, weights.
 void gated_delta_prepare_again(const GatedDeltaArguments& arguments, void* stream);
-// query, key, value, gates, transfer, weights, rows, initial_state → output, final_state. Serial over chunks.
+// For segments > 1: key, value, gates, transfer, initial_state → segment_states, segment_transfers (the first
+// only where there is an initial state).
+void gated_delta_split(const GatedDeltaArguments& arguments, void* stream);
+// query, key, value, gates, transfer, weights, rows, initial_state (segment_states) → output, final_state.
+// Serial over the chunks of a segment.
 void gated_delta_outputs(const GatedDeltaArguments& arguments, void* stream);
 
-// Both serial over chunks, the second from the last:
-// key, value, gates, inverse, transfer, initial_state → states, surprises;
-// query, key, gates, transfer, weights, rows, d_output, d_final_state → d_states, d_surprises, d_value,
-// d_initial_state (where not null).
+// Both serial over the chunks of a segment, the second from the last:
+// key, value, gates, inverse, transfer, initial_state (segment_states) → states, surprises;
+// query, key, gates, transfer, weights, rows, d_output, d_final_state (segment_transfers) → d_states,
+// d_surprises, d_value, d_initial_state (where not null) (d_segment_states).
 void gated_delta_backward_passes(const GatedDeltaArguments& arguments, void* stream);
 // query, key, gates, states, surprises, rows, d_output, d_states, d_surprises → d_query, d_key, d_log_decay,
 // d_beta.

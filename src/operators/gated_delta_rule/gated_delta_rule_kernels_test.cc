@@ -7,6 +7,8 @@
 #include "operators/cpu/mixer_cases.h"
 #include "operators/device/device_testing.h"
 #include "operators/gated_delta_rule/gated_delta_rule.h"
+#include "operators/gated_delta_rule/gated_delta_rule_cuda.h"
+#include "operators/gated_delta_rule/gated_delta_rule_kernels.h"
 
 namespace oryx::operators::testing {
 namespace {
@@ -144,6 +146,62 @@ TEST(GatedDeltaRuleKernels, Widths) {
   expect_close({3, 66, 1, 1, 1, 128, 128, 64}, 3);
 }
 
+struct ForcedSegments {
+  explicit ForcedSegments(int count) { force_gated_delta_segments(count); }
+  ~ForcedSegments() { force_gated_delta_segments(0); }
+};
+
+TEST(GatedDeltaRuleKernels, Segments) {
+  for (const auto& [time, segments] :
+       {std::pair<int64_t, int>{65, 2}, {127, 2}, {192, 2}, {257, 3}, {257, 5}}) {
+    const ForcedSegments forced(segments);
+    expect_close({1, time, 1, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::all, time != 127}, 20);
+  }
+}
+
+TEST(GatedDeltaRuleKernels, SegmentsOfOtherShapes) {
+  const ForcedSegments forced(2);
+  expect_close({1, 129, 1, 1, 1, 128, 128, 64, Decay::mild, Step::random, Spans::all}, 21);
+  expect_close({1, 129, 1, 1, 1, 64, 128, 64}, 21);
+  expect_close({3, 129, 1, 1, 1, 128, 64, 64, Decay::mixed, Step::random, Spans::random, false}, 21);
+  expect_close({2, 129, 4, 1, 2, 64, 64, 64, Decay::none, Step::random, Spans::random, false}, 21);
+}
+
+TEST(GatedDeltaRuleKernels, SegmentsOfCorrelatedKeys) {
+  const ForcedSegments forced(3);
+  for (const Decay decay : {Decay::none, Decay::mild}) {
+    const MixerCase c{1, 300, 1, 1, 1, 64, 64, 64, decay, Step::two, Spans::all, true, true};
+    const MixerTensors x = draw(c, at::kBFloat16, 22, true);
+    decay == Decay::none ? expect_as_close_as_ideal(x, c.name()) : expect_close(x, c.name());
+  }
+  expect_close({1, 300, 1, 1, 1, 64, 64, 64, Decay::none, Step::random, Spans::all, true, true}, 22);
+}
+
+TEST(GatedDeltaRuleKernels, SegmentsWhereOneOfTheTwoGradientsIsMissing) {
+  const ForcedSegments forced(3);
+  const MixerTensors x = draw({1, 170, 2, 1, 1, 64, 64, 64}, at::kBFloat16, 23, true);
+  expect_close(x, "from output", true, false);
+  expect_close(x, "from state", false, true);
+}
+
+TEST(GatedDeltaRuleKernels, SegmentsOfStreamsThatLeaveTheDeviceIdle) {
+  cuda::GatedDeltaArguments a{};
+  a.key_dim = a.value_dim = 128;
+  a.multiprocessors = 132;
+  const auto segments = [&](int batch, int heads, int tokens, bool differentiates) {
+    a.batch = batch, a.state_heads = heads, a.chunks = (tokens + 63) / 64;
+    return cuda::gated_delta_segments(a, differentiates);
+  };
+  for (const bool differentiates : {false, true}) {
+    EXPECT_EQ(segments(8, 16, 2048, differentiates), 1);
+    EXPECT_EQ(segments(1, 16, 64, differentiates), 1);
+    EXPECT_EQ(segments(1, 16, 0, differentiates), 1);
+    EXPECT_EQ(segments(1, 16, 16384, differentiates), 8);
+    EXPECT_EQ(segments(1, 1, 100, differentiates), 1);
+    EXPECT_GE(segments(1, 1, 65536, differentiates), 16);
+  }
+}
+
 TEST(GatedDeltaRuleKernels, HeadGroups) {
   expect_close({1, 70, 4, 1, 2, 64, 64, 64}, 4);
   expect_close({1, 130, 2, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::all}, 4);
@@ -264,7 +322,9 @@ TEST(GatedDeltaRuleKernels, TrainingSizes) {
        {MixerCase{8, 2048, 16, 16, 16, 128, 128, 64},
         MixerCase{4, 1000, 8, 4, 8, 128, 128, 64, Decay::mixed, Step::two, Spans::all, true, true},
         MixerCase{16, 333, 16, 8, 8, 64, 64, 64, Decay::none, Step::random, Spans::all},
-        MixerCase{1, 16384, 4, 4, 4, 128, 128, 64, Decay::mild, Step::random, Spans::all}}) {
+        MixerCase{1, 16384, 4, 4, 4, 128, 128, 64, Decay::mild, Step::random, Spans::all},
+        MixerCase{1, 16384, 16, 16, 16, 128, 128, 64},
+        MixerCase{1, 5055, 4, 4, 4, 128, 128, 64, Decay::none, Step::random, Spans::all, true, true}}) {
     expect_close(c, 15);
   }
 }
@@ -272,7 +332,8 @@ TEST(GatedDeltaRuleKernels, TrainingSizes) {
 TEST(GatedDeltaRuleKernels, RepeatsBitForBit) {
   if (is_emulated) return;  // with_kernels() has repeated every case
   for (const MixerCase& c :
-       {MixerCase{2, 333, 8, 8, 8, 128, 128, 64}, MixerCase{4, 128, 8, 8, 8, 128, 128, 64}}) {
+       {MixerCase{2, 333, 8, 8, 8, 128, 128, 64}, MixerCase{4, 128, 8, 8, 8, 128, 128, 64},
+        MixerCase{1, 4000, 4, 4, 4, 128, 128, 64}}) {
     const MixerTensors x = draw(c, at::kBFloat16, 16, true);
     const auto first = evaluate(kernels, x, at::kBFloat16, false);
     for (int i = 0; i < 200; ++i) {

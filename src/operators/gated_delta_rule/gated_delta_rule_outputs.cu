@@ -13,15 +13,16 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     outputs_kernel(const GatedDeltaArguments p) {
   using Memory = oryx::cuda::Memory<key_dim, width>;
   const Memory memory{shared_memory()};
-  const int parts = p.value_dim / width, part_column = static_cast<int>(blockIdx.x) % parts * width;
-  const int64_t stream = static_cast<int64_t>(blockIdx.x) / parts;
-  const int readers = p.output_heads / p.state_heads;
+  const Segment segment(p, static_cast<int>(blockIdx.x), p.value_dim / width);
+  const int part_column = segment.part * width;
+  const int readers = p.output_heads / p.state_heads, steps = segment.chunks * readers;
+  const auto block_of = [&](int step) { return Block(p, segment.stream, segment.first + step / readers); };
 
   const auto table = [&](int step, int thread) {
-    load_table(memory.rows(step), Block(p, stream, step / readers).row_table(p), thread);
+    load_table(memory.rows(step), block_of(step).row_table(p), thread);
   };
   const auto load = [&](int step, int thread) {
-    const Block block(p, stream, step / readers);
+    const Block block = block_of(step);
     const auto stage = memory.stage(step);
     const int32_t* rows = memory.rows(step);
     const int reader = step % readers;
@@ -39,13 +40,12 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     if (reader == readers - 1) load_transfer(p, block, stage.transfer, thread);
   };
 
-  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(p.chunks * readers, table, load);
+  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(steps, table, load);
   begin_walk<Memory>();
   StateRows<key_dim> state;
-  const int64_t state_at = stream * key_dim * p.value_dim + part_column;
-  state.read(p.initial_state == nullptr ? nullptr : p.initial_state + state_at, p.value_dim);
+  state.read(segment.start(p), part_column, p.value_dim);
   uint32_t weighted[4][4];
-  walk_chunks<Memory>(p.chunks * readers, [&](int step) {
+  walk_chunks<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
     const int32_t* rows = memory.rows(step);
     const Gates gates(stage.gates);
@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
           multiply_add(output.value[i][0], a, weighted[k][0], weighted[k][2]);
           multiply_add(output.value[i][1], a, weighted[k][1], weighted[k][3]);
         }
-      const int head = static_cast<int>(stream % p.state_heads) * readers + reader;
+      const int head = static_cast<int>(segment.stream % p.state_heads) * readers + reader;
       const int64_t column = part_column + state.column0();
       write_rows(output, [&](int row) {
         const int packed = rows[row];
@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
       for (int k = 0; k < 4; ++k) state.add(weighted[k], transfer, k);
     }
   });
-  if (p.final_state != nullptr) state.write(p.final_state + state_at, p.value_dim);
+  if (p.final_state != nullptr && segment.index == p.segments - 1)
+    state.write(p.final_state + segment.stream_at(p) + part_column, p.value_dim);
 }
 
 }  // namespace
@@ -113,7 +114,7 @@ bool gated_delta_fits() { return largest_shared_memory() >= Memory<128, 128>::by
 
 void gated_delta_outputs(const GatedDeltaArguments& p, void* stream) {
   with_width(p, 1, [&]<int key_dim, int width>() {
-    const auto grid = static_cast<unsigned>(p.batch * p.state_heads * (p.value_dim / width));
+    const auto grid = static_cast<unsigned>(p.batch * p.state_heads * p.segments * (p.value_dim / width));
     launch<outputs_kernel<key_dim, width>>(dim3(grid), Memory<key_dim, width>::threads,
                                            Memory<key_dim, width>::bytes, stream, p);
   });

@@ -50,6 +50,37 @@ struct PassMemory {
   }
 };
 
+// What a block walks over: a segment of a stream with the columns part · width … of the state.
+struct Segment {
+  int64_t stream;
+  int part, index, first, chunks;  // the first of its chunks, and how many
+
+  __device__ Segment(const GatedDeltaArguments& p, int of_grid, int parts)
+      : stream(of_grid / parts / p.segments), part(of_grid % parts), index(of_grid / parts % p.segments) {
+    first = index * p.segment_chunks;
+    const int left = p.chunks - first;
+    chunks = left < p.segment_chunks ? left : p.segment_chunks;
+  }
+  // Its [key_dim, value_dim] of tensors like segment_states.
+  __device__ int64_t state_at(const GatedDeltaArguments& p) const {
+    return (stream * p.segments + index) * p.key_dim * p.value_dim;
+  }
+  // The stream's in tensors like initial_state.
+  __device__ int64_t stream_at(const GatedDeltaArguments& p) const {
+    return stream * p.key_dim * p.value_dim;
+  }
+  // S before the segment, or null for zeros.
+  __device__ const float* start(const GatedDeltaArguments& p) const {
+    if (p.segments > 1) return p.segment_states + state_at(p);
+    return p.initial_state == nullptr ? nullptr : p.initial_state + stream_at(p);
+  }
+  // dS after it, or null for zeros.
+  __device__ const float* d_end(const GatedDeltaArguments& p) const {
+    if (p.segments > 1) return p.d_segment_states + state_at(p);
+    return p.d_final_state == nullptr ? nullptr : p.d_final_state + stream_at(p);
+  }
+};
+
 // What a warp holds of the state: 16 columns from column0() on, as rows, by key_dim.
 template <int key_dim>
 struct StateRows {
@@ -57,13 +88,14 @@ struct StateRows {
 
   __device__ static int column0() { return static_cast<int>(threadIdx.x) / 32 * 16; }
 
-  // From and to [key_dim, value_dim] in float32.
-  __device__ void read(const float* from, int pitch) {
+  // From columns first_column … of [key_dim, value_dim] in float32; null stands for zeros.
+  __device__ void read(const float* from, int first_column, int pitch) {
     values.for_pairs([&](int row, int column, float& first, float& second) {
-      const float* at = from + (column * pitch + column0() + row);
+      const float* at = from + (column * pitch + first_column + column0() + row);
       first = from == nullptr ? 0.0f : at[0], second = from == nullptr ? 0.0f : at[pitch];
     });
   }
+  // To them, `to` being the place of the first.
   __device__ void write(float* to, int pitch) {
     values.for_pairs([&](int row, int column, float& first, float& second) {
       float* at = to + (column * pitch + column0() + row);
@@ -161,14 +193,22 @@ __device__ inline void load_table(int32_t* to, const int32_t* from, int thread) 
   if (thread < gated_delta_row_table / 4) copy_async(to + 4 * thread, from + 4 * thread);
 }
 
-// For `passes` passes side by side, calls function.template operator()<key_dim, width>() with the widest part
-// of the columns that still gives most multiprocessors work, but in at most 4 parts: each reads all of K and
-// E again.
+// Widest part of the columns that still gives most multiprocessors work, but in at most 4 parts: each reads
+// all of K and E again. For `walks` blocks of threads if there were one part.
+inline int width_of_parts(const GatedDeltaArguments& p, int64_t walks) {
+  int width = p.value_dim;
+  while (width * 4 > p.value_dim && walks * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
+  return width;
+}
+
+// Makes of what the segments of a stream leave for each other the states between them, in reverse their
+// gradients.
+void join_segments(const GatedDeltaArguments& p, bool reverse, void* stream);
+
+// For `passes` passes side by side, calls function.template operator()<key_dim, width>().
 template <typename Function>
 void with_width(const GatedDeltaArguments& p, int passes, Function function) {
-  const int64_t streams = static_cast<int64_t>(p.batch) * p.state_heads * passes;
-  int width = p.value_dim;
-  while (width * 4 > p.value_dim && streams * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
+  const int width = width_of_parts(p, static_cast<int64_t>(p.batch) * p.state_heads * p.segments * passes);
   const auto with_key_dim = [&]<int key_dim>() {
     switch (width) {
       case 128:

@@ -6,9 +6,9 @@
 
 namespace oryx::cuda {
 
-// Wᵀ for the warp's columns, and β ⊙ W rounded, as operand A of 16 columns by tokens 16 k … (and as two of
-// operand B: of its four registers, 0 and 2, then 1 and 3).
-template <int key_dim, typename Slice>
+// Wᵀ for the warp's columns (of a V that is 0 where it has none), and β ⊙ W rounded, as operand A of 16
+// columns by tokens 16 k … (and as two of operand B: of its four registers, 0 and 2, then 1 and 3).
+template <bool has_value = true, int key_dim, typename Slice>
 __device__ inline void find_residual(Accumulator<1, 8>& residual, uint32_t (&weighted)[4][4],
                                      const StateRows<key_dim>& state, Tile<key_dim> key, Slice value,
                                      const Gates& gates) {
@@ -17,8 +17,8 @@ __device__ inline void find_residual(Accumulator<1, 8>& residual, uint32_t (&wei
   const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    uint32_t values[4];
-    load_a<Layout::transposed>(values, value, state.column0(), 16 * k);
+    uint32_t values[4] = {};
+    if (has_value) load_a<Layout::transposed>(values, value, state.column0(), 16 * k);
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       const int i = 16 * k + 8 * tile + 2 * t;
