@@ -30,7 +30,8 @@ using schedule::Schedule;
 struct Options {
   std::string model, data, output, color = "auto";
   std::vector<std::string> switches;
-  int64_t windows = 32, length = 1024, smooth = 64, batch = 4;
+  bool paper_switches = false;
+  int64_t windows = 32, length = 0, smooth = 64, batch = 4;
   uint64_t seed = 0;
   bool json = false;
   ComputeOptions compute;
@@ -47,6 +48,11 @@ std::vector<Schedule> schedules_of(const Options& options, const model::ModelCon
     if (config.has_mode(mode)) schedules.push_back(Schedule::parse(schedule::mode_name(mode)));
   }
   std::vector<std::string> texts = options.switches;
+  if (options.paper_switches) {
+    expect(config.is_switchable(), "{} has one mode: there are no switches to measure", options.model);
+    const std::vector<std::string> paper = evaluation::paper_switches(options.length);
+    texts.insert(texts.begin(), paper.begin(), paper.end());
+  }
   if (texts.empty() && config.is_switchable()) texts = {"attention,linear@50%", "linear,attention@50%"};
   for (const std::string& text : texts) {
     const Schedule schedule = Schedule::parse(text);
@@ -148,21 +154,25 @@ void curve(const Options& options) {
   if (curves.empty()) throw Interrupted{};
 
   Table table;
+  table.set("format", Value{std::string("oryx.curve")});
+  table.set("version", Value{int64_t{1}});
   table.set("model", Value{options.model});
   table.set("data", Value{options.data});
   table.set("dtype", Value{options.compute.dtype});
   table = overlay(table, evaluation::curve_table(curves, options.smooth));
-  const evaluation::Plot plot = evaluation::curve_plot(curves, options.smooth);
+  const std::vector<evaluation::Plot> plots = evaluation::curve_plots(curves, options.smooth);
   const std::string json = formats::to_json(table);
   std::filesystem::create_directories(directory);
   formats::write_file_atomic((directory / "curve.json").string(), json + "\n");
-  formats::write_file_atomic((directory / "curve.svg").string(), evaluation::to_svg(plot));
+  formats::write_file_atomic((directory / "curve.svg").string(), evaluation::to_svg(plots));
   if (options.json) {
     fmt::print("{}\n", json);
     return;
   }
   const int columns = std::min(terminal_columns(), 120);
-  fmt::print("{}", evaluation::to_terminal(plot, columns, 18, use_colour(options.color)));
+  for (const evaluation::Plot& plot : plots) {
+    fmt::print("{}\n", evaluation::to_terminal(plot, columns, 18, use_colour(options.color)));
+  }
   print_table(curves);
   log("wrote {}", (directory / "curve.json").string());
   log("wrote {}", (directory / "curve.svg").string());
@@ -177,10 +187,16 @@ void add_curve(CLI::App& app) {
   command->add_option("--data", options->data, "a text file, or a directory of token shards")->required();
   command->add_option("--switch", options->switches,
                       "schedules to measure beside each mode alone (default: halfway, both ways)");
+  command
+      ->add_option_function<std::string>(
+          "--switches", [options](const std::string&) { options->paper_switches = true; },
+          "a set of schedules: paper, the 14 of the paper's curves, at their share of the length")
+      ->check(CLI::IsMember({"paper"}));
   command->add_option("--output", options->output, "directory for curve.json and curve.svg")->required();
   command->add_option("--windows", options->windows, "windows of text, spread evenly over the data")
       ->capture_default_str();
-  command->add_option("--length", options->length, "tokens of a window")->capture_default_str();
+  command->add_option("--length", options->length,
+                      "tokens of a window (default: 1024; 2048 with --switches paper)");
   command
       ->add_option("--smooth", options->smooth, "positions that the centred moving average of the loss spans")
       ->capture_default_str();
@@ -191,7 +207,10 @@ void add_curve(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--json", options->json, "print curve.json instead of the plot");
   options->compute.add_to(*command);
-  command->callback([options] { curve(*options); });
+  command->callback([options, command] {
+    if (command->count("--length") == 0) options->length = options->paper_switches ? 2048 : 1024;
+    curve(*options);
+  });
 }
 
 }  // namespace oryx::cli

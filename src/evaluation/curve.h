@@ -41,14 +41,32 @@ std::vector<Curve> measure_curves(const model::LanguageModel& model,
                                   const std::vector<schedule::Schedule>& schedules, const at::Tensor& windows,
                                   const CurveOptions& options = {});
 
+// The schedules of the paper's switch curves: in both directions one switch at 512, 1024, 1536, 860 or 1331,
+// and several at {512, 1024, 1536} and {225, 860, 1331, 1802}. These are positions of windows of 2048 tokens;
+// windows of another length have them at the same share of it, rounded down.
+std::vector<std::string> paper_switches(int64_t length);
+
 // Centred moving average over `window` positions, fewer at the ends.
 std::vector<double> moving_average(const std::vector<double>& values, int64_t window);
 
-// Loss beyond that of the target mode's unswitched curve over the first tokens after a switch.
+// The half width of a 95 % confidence interval in standard errors: Student's quantile for the mean of
+// `samples` independent values, at least two.
+double confidence_factor(int64_t samples);
+
+// By position, each smoothed by moving_average over `smooth` positions of the loss.
+struct SmoothedCurve {
+  std::vector<double> perplexity;
+  // The 95 % confidence interval over windows; empty for a single window.
+  std::vector<double> low, high;
+};
+
+SmoothedCurve smoothed(const Curve& curve, int64_t smooth);
+
+// Loss beyond that of the target mode's unswitched curve on the same windows.
 struct Excess {
   int64_t begin = 0, end = 0;  // positions after the switch
   double mean = 0;             // nats a token
-  double standard_error = 0;   // over windows; 0 for a single one
+  double standard_error = 0;   // of the differences, paired over windows; 0 for a single one
 };
 
 struct SwitchReport {
@@ -57,16 +75,32 @@ struct SwitchReport {
   // Of 16, 64, 128 and 256 tokens and of all that follow these 256, as far as they fit before the next
   // switch.
   std::vector<Excess> excess;
+  // Of every kExcessBin tokens, up to 512 or the next switch.
+  std::vector<Excess> bins;
 };
+
+constexpr int64_t kExcessBin = 8;
 
 // `references`: curves of single modes, matched by their mode. Switches to a mode without one are left out.
 std::vector<SwitchReport> report_switches(const Curve& curve, const std::vector<Curve>& references);
 
-// schedule, mean loss by position, smoothed perplexity and switches of every curve, and how they were
-// measured.
+// schedule, mean loss by position, smoothed perplexity with its band and switches of every curve, and how
+// they were measured.
 Table curve_table(const std::vector<Curve>& curves, int64_t smooth);
 
-// Smoothed perplexity by position; smoothing averages the loss, then exponentiates.
-Plot curve_plot(const std::vector<Curve>& curves, int64_t smooth);
+// Smoothed perplexity by position; smoothing averages the loss, then exponentiates. One plot for a few
+// curves; for many one for each direction of a single switch and one for each first mode of several.
+std::vector<Plot> curve_plots(const std::vector<Curve>& curves, int64_t smooth);
+
+// What curve_plots draws, from numbers alone.
+struct CurveLine {
+  std::string schedule;
+  bool is_reference = false;
+  std::vector<int64_t> switches;  // positions
+  schedule::Mode first, last;     // modes
+  SmoothedCurve curve;
+};
+std::vector<Plot> curve_plots(const std::vector<CurveLine>& lines, int64_t windows, int64_t length,
+                              int64_t smooth);
 
 }  // namespace oryx::evaluation

@@ -125,6 +125,63 @@ TEST(ReportSwitches, ExcessOverTheTargetMode) {
   EXPECT_EQ(report_switches(curves[2], {curves[0]}).size(), 1u);
 }
 
+TEST(ReportSwitches, BinsFollowTheSwitch) {
+  const int64_t length = 1000;
+  const at::Tensor linear = at::rand({3, length}, at::kDouble);
+  at::Tensor switched = linear.clone();
+  switched.slice(1, 700, 708).add_(1.0);
+  switched.slice(1, 708, 716).add_(0.5);
+  switched[1].slice(0, 700, 708).add_(0.3);
+  const std::vector<Curve> curves = {curve_of("linear", length, linear),
+                                     curve_of("attention,linear@700", length, switched)};
+  const SwitchReport report = report_switches(curves[1], curves)[0];
+  ASSERT_EQ(report.bins.size(), 300u / kExcessBin);  // up to the end
+  EXPECT_NEAR(report.bins[0].mean, 1.1, 1e-12);
+  // Paired: what the windows have in common does not count, however different their texts.
+  EXPECT_NEAR(report.bins[0].standard_error, 0.1, 1e-12);
+  EXPECT_NEAR(report.bins[1].mean, 0.5, 1e-12);
+  EXPECT_NEAR(report.bins[1].standard_error, 0, 1e-12);
+  EXPECT_EQ(report.bins[1].begin, 8);
+  EXPECT_NEAR(report.bins[2].mean, 0, 1e-12);
+}
+
+TEST(Smoothed, BandIsStudentsIntervalOverSmoothedWindows) {
+  const at::Tensor loss = at::rand({4, 9}, at::kDouble);
+  const SmoothedCurve curve = smoothed(curve_of("linear", 9, loss), 3);
+  const at::Tensor at_4 = loss.slice(1, 3, 6).mean(1);
+  const double mean = at_4.mean().item<double>(), error = at_4.std().item<double>() / 2;
+  EXPECT_NEAR(curve.perplexity[4], std::exp(mean), 1e-9);
+  EXPECT_NEAR(curve.low[4], std::exp(mean - 3.182 * error), 1e-9);
+  EXPECT_NEAR(curve.high[4], std::exp(mean + 3.182 * error), 1e-9);
+  EXPECT_TRUE(smoothed(curve_of("linear", 9, loss.slice(0, 0, 1)), 3).low.empty());
+  // Quantiles of a table: 0.975 with 30, 40, 60, 120 degrees of freedom.
+  EXPECT_NEAR(confidence_factor(31), 2.042, 1e-3);
+  EXPECT_NEAR(confidence_factor(41), 2.021, 1e-3);
+  EXPECT_NEAR(confidence_factor(61), 2.000, 1e-3);
+  EXPECT_NEAR(confidence_factor(121), 1.980, 1e-3);
+  EXPECT_THROW(confidence_factor(1), Error);
+}
+
+TEST(PaperSwitches, AreThePapersAndScaleWithTheLength) {
+  const auto paper = paper_switches(2048);
+  ASSERT_EQ(paper.size(), 14u);
+  EXPECT_EQ(paper[0], "linear,attention@512");
+  EXPECT_EQ(paper[6], "linear,attention@225,linear@860,attention@1331,linear@1802");
+  EXPECT_EQ(paper[12], "attention,linear@512,attention@1024,linear@1536");
+  EXPECT_EQ(paper_switches(512)[4], "linear,attention@332");
+  std::vector<Curve> curves;
+  const at::Tensor loss = at::ones({2, 2048}, at::kDouble);
+  for (const char* mode : {"attention", "linear"}) curves.push_back(curve_of(mode, 2048, loss));
+  for (const std::string& text : paper) curves.push_back(curve_of(text, 2048, loss));
+  const std::vector<Plot> plots = curve_plots(curves, 64);
+  ASSERT_EQ(plots.size(), 4u);
+  EXPECT_EQ(plots[0].title, "One switch, linear to attention, 2 windows of 2048 tokens");
+  EXPECT_EQ(plots[0].series.size(), 7u);
+  EXPECT_EQ(plots[3].title, "Several switches, attention first, 2 windows of 2048 tokens");
+  EXPECT_EQ(plots[3].series.size(), 4u);
+  for (const Plot& plot : plots) EXPECT_EQ(plot.y_range, plots[0].y_range);
+}
+
 TEST(CurveReport, TableAndPlotSayWhatWasMeasured) {
   const at::Tensor loss = at::full({3, 8}, std::log(5.0), at::kDouble);
   const std::vector<Curve> curves = {curve_of("attention", 8, loss), curve_of("attention,linear@4", 8, loss)};
@@ -134,7 +191,9 @@ TEST(CurveReport, TableAndPlotSayWhatWasMeasured) {
   const Array& rows = *table.find("curves")->as<Array>();
   ASSERT_EQ(rows.size(), 2u);
   EXPECT_NEAR(*rows[0].as<Table>()->find("perplexity")->as<double>(), 5.0, 1e-9);
-  const Plot plot = curve_plot(curves, 4);
+  const std::vector<Plot> plots = curve_plots(curves, 4);
+  ASSERT_EQ(plots.size(), 1u);
+  const Plot& plot = plots[0];
   EXPECT_EQ(plot.series.size(), 2u);
   EXPECT_TRUE(plot.series[0].emphasised);
   EXPECT_NEAR(plot.series[1].y[3], 5.0, 1e-9);

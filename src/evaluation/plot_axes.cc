@@ -80,15 +80,27 @@ std::pair<Axis, Axis> plot_axes(const Plot& plot) {
   for (const Series& series : plot.series) {
     expect(series.x.size() == series.y.size(), "series '{}' has {} places and {} values", series.name,
            series.x.size(), series.y.size());
+    for (const std::vector<double>* band : {&series.low, &series.high}) {
+      expect(band->empty() || band->size() == series.y.size(), "series '{}' has {} values and a band of {}",
+             series.name, series.y.size(), band->size());
+    }
     for (size_t i = 0; i < series.x.size(); ++i) {
       if (!std::isfinite(series.y[i]) || (plot.logarithmic_y && series.y[i] <= 0)) continue;
       low_x = std::min(low_x, series.x[i]);
       high_x = std::max(high_x, series.x[i]);
       low_y = std::min(low_y, series.y[i]);
       high_y = std::max(high_y, series.y[i]);
+      if (series.low.empty() || series.high.empty()) continue;
+      if (std::isfinite(series.low[i]) && (!plot.logarithmic_y || series.low[i] > 0))
+        low_y = std::min(low_y, series.low[i]);
+      if (std::isfinite(series.high[i])) high_y = std::max(high_y, series.high[i]);
     }
   }
   expect(low_x <= high_x, "plot '{}' has no finite value to show", plot.title);
+  if (plot.baseline) {
+    low_y = std::min(low_y, *plot.baseline);
+    high_y = std::max(high_y, *plot.baseline);
+  }
   if (plot.y_range) std::tie(low_y, high_y) = *plot.y_range;
   return {Axis(low_x, high_x, false), Axis(low_y, high_y, plot.logarithmic_y)};
 }

@@ -77,6 +77,75 @@ TEST(Svg, GapsBreakTheLine) {
   EXPECT_EQ(to_svg(plot).find("inf"), std::string::npos);
 }
 
+TEST(Svg, BandsStopAtGapsAndWidenTheAxis) {
+  Plot plot = two_lines();
+  plot.series = {
+      {"a", {0, 1, 2, 3, 4}, {1, 2, 3, 4, 5}, false, {0, 1, std::nan(""), 3, -9}, {2, 3, 4, 5, 6}}};
+  const std::string svg = to_svg(plot);
+  const size_t band = svg.find("<path class=\"band\"");
+  ASSERT_NE(band, std::string::npos);
+  EXPECT_EQ(count(svg.substr(band, svg.find("/>", band) - band), "Z"), 2u);
+  EXPECT_EQ(plot_axes(plot).second.low(), -9);
+  EXPECT_EQ(plot_axes(plot).second.high(), 6);
+  plot.series[0].low.pop_back();
+  EXPECT_THROW(to_svg(plot), Error);
+}
+
+TEST(Svg, SeveralPlotsKeepTheirClipPathsApart) {
+  const std::string svg = to_svg(std::vector{two_lines(), two_lines()}, 900, 300);
+  EXPECT_NE(svg.find("height=\"600\""), std::string::npos);
+  EXPECT_EQ(count(svg, "<clipPath id=\"frame-0\""), 1u);
+  EXPECT_EQ(count(svg, "<clipPath id=\"frame-1\""), 1u);
+}
+
+TEST(PageSvg, TakesColoursFromThePageAndNumbersItsSeries) {
+  Plot plot = two_lines();
+  plot.series[1].colour = 4;
+  plot.series[1].points = true;
+  plot.series[1].labels = {"every(2)", "", "<3>"};
+  plot.baseline = -1;
+  const std::string svg = to_page_svg(plot, "f1", 500, 300);
+  EXPECT_NE(svg.find("stroke:var(--c0)"), std::string::npos);
+  EXPECT_NE(svg.find("stroke:var(--c4)"), std::string::npos);
+  EXPECT_EQ(count(svg, "data-series="), 2u);
+  EXPECT_EQ(count(svg, "class=\"point\""), 3u);
+  EXPECT_NE(svg.find("&lt;3&gt;"), std::string::npos);
+  EXPECT_EQ(plot_axes(plot).second.low(), -1);
+  EXPECT_EQ(svg.find("http"), std::string::npos);  // nothing to fetch
+}
+
+TEST(SeriesStyles, ColoursAndDashesInTurnOrAsGiven) {
+  Plot plot = two_lines();
+  plot.series.push_back({"third", {0}, {1}});
+  plot.series.push_back({"fourth", {0}, {1}});
+  plot.series[3].colour = 0;
+  plot.series[3].dash = 2;
+  const auto styles = series_styles(plot, false);
+  EXPECT_EQ(styles[0].dash, "");
+  EXPECT_EQ(styles[1].colour, palette_colour(1));
+  EXPECT_EQ(styles[1].dash, "");
+  EXPECT_NE(styles[2].dash, "");
+  EXPECT_EQ(styles[3].colour, palette_colour(0));
+  EXPECT_NE(styles[3].dash, styles[2].dash);
+}
+
+TEST(HeatmapSvg, HoldsEveryCell) {
+  const Heatmap heatmap{"needle",         "tokens",      "depth",
+                        {"1024", "2048"}, {"0%", "50%"}, {{1, 0.254}, {std::nan(""), 0}}};
+  const std::string svg = to_page_svg(heatmap);
+  EXPECT_EQ(count(svg, "<rect"), 4u);
+  EXPECT_NE(svg.find(">25</text>"), std::string::npos);
+  EXPECT_NE(svg.find(">100</text>"), std::string::npos);
+  EXPECT_EQ(svg.find("nan"), std::string::npos);
+  Heatmap ragged = heatmap;
+  ragged.values[1].pop_back();
+  EXPECT_THROW(to_page_svg(ragged), Error);
+}
+
+TEST(EscapeMarkup, LeavesNothingThatMarkupReads) {
+  EXPECT_EQ(escape_markup("<a href=\"x\">&'\x01\n"), "&lt;a href=&quot;x&quot;&gt;&amp;&#39;\xEF\xBF\xBD\n");
+}
+
 TEST(Terminal, FitsItsWidth) {
   for (const int columns : {20, 60, 120}) {
     const std::string text = to_terminal(two_lines(), columns, 10, false);
