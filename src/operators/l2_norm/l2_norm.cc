@@ -16,12 +16,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-L2NormInput describe(const at::Tensor& x) {
+L2NormVectors describe(const at::Tensor& x) {
   return {.dtype = x.scalar_type(),
           .rows = x.size(0),
           .heads = x.size(1),
           .dim = x.size(2),
-          .x = x.const_data_ptr(),
+          .vectors = x.const_data_ptr(),
           .row_stride = x.stride(0),
           .head_stride = x.stride(1)};
 }
@@ -39,21 +39,22 @@ class L2Norm : public torch::autograd::Function<L2Norm> {
  public:
   static at::Tensor forward(AutogradContext* context, const at::Tensor& x, double eps) {
     at::Tensor scale = at::empty({x.size(0), x.size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
-    context->save_for_backward({x, scale});
-    return forward_kernel(x, eps, scale);
+    const at::Tensor y = forward_kernel(x, eps, scale);
+    context->save_for_backward({y, scale});
+    return y;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    const at::Tensor &x = saved[0], dy = grads[0].contiguous();
-    if (cuda::serves(x)) {
+    const at::Tensor &y = saved[0], dy = grads[0].contiguous();
+    if (cuda::serves(y)) {
       return {
-          cuda::prepare_heads_backward(x.unsqueeze(0), {.l2 = true}, saved[1], dy.unsqueeze(0)).squeeze(0),
+          cuda::prepare_heads_backward(y.unsqueeze(0), {.l2 = true}, saved[1], dy.unsqueeze(0)).squeeze(0),
           {}};
     }
-    at::Tensor dx = at::empty(x.sizes(), x.options());
+    at::Tensor dx = at::empty(y.sizes(), y.options());
     cpu::l2_norm_backward(
-        {describe(x), saved[1].const_data_ptr(), dy.const_data_ptr(), dx.mutable_data_ptr()});
+        {describe(y), saved[1].const_data_ptr(), dy.const_data_ptr(), dx.mutable_data_ptr()});
     return {dx, {}};
   }
 };

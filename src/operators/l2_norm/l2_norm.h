@@ -9,7 +9,8 @@ namespace oryx::operators {
 //
 //   x  [..., D]   float32, float64 or bfloat16; last dimension contiguous, any strides else
 // Returns y contiguous, shape and dtype of x. Sums in the accumulate type (float64 for float64, else
-// float32), rounds once. Differentiable in x; backward saves x and one factor per vector. Throws Error on
+// float32), rounds once. Differentiable in x; backward saves y, which the
+// reader of y keeps as well, and one factor per vector. Throws Error on
 // other dtypes.
 at::Tensor l2_norm(const at::Tensor& x, double eps = 1e-6);
 

@@ -8,10 +8,10 @@ namespace oryx::ORYX_CPU_ISA {
 
 // Calls body(vector index, x of the vector) for every vector, in parallel.
 template <typename T, typename Body>
-static void for_each_vector(const operators::L2NormInput& a, Body body) {
+static void for_each_vector(const operators::L2NormVectors& a, Body body) {
   at::parallel_for(0, a.rows * a.heads, 16384 / a.dim + 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
-      body(i, static_cast<const T*>(a.x) + i / a.heads * a.row_stride + i % a.heads * a.head_stride);
+      body(i, static_cast<const T*>(a.vectors) + i / a.heads * a.row_stride + i % a.heads * a.head_stride);
   });
 }
 
@@ -32,21 +32,21 @@ static void forward(const operators::L2NormForward& a) {
   });
 }
 
-// With y = x·scale:  dx = scale · (dy − y (y·dy)).
+// dx = scale · (dy − y (y·dy)).
 template <typename T>
 static void backward(const operators::L2NormBackward& a) {
   using A = Acc<T>;
-  for_each_vector<T>(a, [&](int64_t index, const T* x) {
+  for_each_vector<T>(a, [&](int64_t index, const T* y) {
     const T* dy = static_cast<const T*>(a.dy) + index * a.dim;
     T* dx = static_cast<T*>(a.dx) + index * a.dim;
     const A scale = static_cast<const A*>(a.scale)[index];
     Vec<A> dot(A(0));
     for_vectors<A>(a.dim, [&](int64_t i, auto lanes) {
-      dot = at::vec::fmadd(load(x + i, lanes) * Vec<A>(scale), load(dy + i, lanes), dot);
+      dot = at::vec::fmadd(load(y + i, lanes), load(dy + i, lanes), dot);
     });
-    const Vec<A> pull(-scale * scale * sum(dot));
+    const Vec<A> pull(-scale * sum(dot));
     for_vectors<A>(a.dim, [&](int64_t i, auto lanes) {
-      store(dx + i, at::vec::fmadd(load(x + i, lanes), pull, load(dy + i, lanes) * Vec<A>(scale)), lanes);
+      store(dx + i, at::vec::fmadd(load(y + i, lanes), pull, load(dy + i, lanes) * Vec<A>(scale)), lanes);
     });
   });
 }

@@ -7,21 +7,22 @@
 
 namespace oryx::operators {
 
-// x is [rows, heads, dim] with contiguous last dimension; everything else is contiguous.
-struct L2NormInput {
+// What is read, x forward and y backward, is [rows, heads, dim] with contiguous last dimension; everything
+// else is contiguous.
+struct L2NormVectors {
   at::ScalarType dtype;
   int64_t rows, heads, dim;
-  const void* x;
+  const void* vectors;
   int64_t row_stride, head_stride;
 };
 
-struct L2NormForward : L2NormInput {
+struct L2NormForward : L2NormVectors {
   double eps;
   void* y;
   void* scale;  // [rows, heads] 1 / sqrt(Σ x² + eps), accumulate type; null when no gradient is needed
 };
 
-struct L2NormBackward : L2NormInput {
+struct L2NormBackward : L2NormVectors {
   const void* scale;
   const void* dy;
   void* dx;

@@ -30,10 +30,12 @@ class PrepareHeads : public torch::autograd::Function<PrepareHeads> {
                               .eps = eps};
     at::Tensor scale;
     if (l2) scale = at::empty(x.sizes().slice(0, 3), x.options().dtype(accumulate_type(x.scalar_type())));
-    context->save_for_backward({silu || l2 ? x : at::Tensor(), scale, call.cosine, call.sine});
+    const at::Tensor y = cuda::prepare_heads_forward(x, call, scale);
+    const bool only_l2 = l2 && !silu && !cosine;
+    context->save_for_backward({only_l2 ? y : silu || l2 ? x : at::Tensor(), scale, call.cosine, call.sine});
     context->saved_data["silu"] = silu;
     context->saved_data["l2"] = l2;
-    return cuda::prepare_heads_forward(x, call, scale);
+    return y;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {

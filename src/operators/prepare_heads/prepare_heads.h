@@ -21,8 +21,8 @@ struct HeadSteps {
 //   contiguous cosine, sine  [n, D/2]  as of rotary()
 // Returns y contiguous, shape and dtype of x, or x itself where no step is asked for. Kernels of a GPU
 // compute in the accumulate type and round once; on the CPU it is the composition, rounded after every step.
-// Differentiable in x; backward saves x (not where it only rotates) and one factor per normalised vector.
-// Throws Error as rotary() and l2_norm() do.
+// Differentiable in x; backward saves x (nothing where it only rotates, y where it only normalises) and one
+// factor per normalised vector. Throws Error as rotary() and l2_norm() do.
 at::Tensor prepare_heads(const at::Tensor& x, const HeadSteps& steps);
 
 // The composition of ATen's silu, l2_norm() and rotary(): the definition, for any device and dtype.

@@ -16,7 +16,7 @@ struct HeadCall {
 // y of x [batch, time, heads, D] with contiguous last dimension; writes the factors of the norm to `scale`
 // [batch, time, heads] where it is defined.
 at::Tensor prepare_heads_forward(const at::Tensor& x, const HeadCall& call, const at::Tensor& scale);
-// dx from dy, contiguous.
+// dx from dy, contiguous. `x` as in HeadTensors: y where the call only normalises.
 at::Tensor prepare_heads_backward(const at::Tensor& x, const HeadCall& call, const at::Tensor& scale,
                                   const at::Tensor& dy);
 

@@ -33,7 +33,8 @@ __device__ inline void turn(A& low, A& high, A c, A s) {
   low = turned;
 }
 
-// dx from the gradient `d` of the normalised vector, with u = act(x) and pull = −scale³ · Σ u d.
+// dx from the gradient `d` of the normalised vector, with pull = −scale³ · Σ u d and u = act(x); or, with the
+// normalised vector itself as u, pull = −scale · Σ u d.
 template <typename T, bool with_silu, bool with_l2, typename A>
 __device__ inline A gradient(A x, A u, A d, A scale, A pull) {
   if constexpr (with_l2) d = d * scale + u * pull;
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) prepare_heads_kernel(const HeadTenso
         scale = static_cast<const A*>(p.scale)[valid ? index : 0];
 #pragma unroll
         for (int i = 0; i < n; ++i) dot += u[0][i] * d[0][i] + u[1][i] * d[1][i];
-        pull = -scale * scale * scale * sum_in_warp(dot, lanes);
+        pull = -scale * (with_silu || with_rotation ? scale * scale : A(1)) * sum_in_warp(dot, lanes);
       }
       if (!valid) continue;
       T* dx = static_cast<T*>(p.dx) + index * p.dim + column;
@@ -183,7 +184,7 @@ __global__ void __launch_bounds__(kThreads) prepare_heads_general_kernel(const H
       scale = static_cast<const A*>(p.scale)[index];
 #pragma unroll 1
       for (int64_t i = lane; i < p.dim; i += 32) sum += activated(i) * slope(i);
-      pull = -scale * scale * scale * sum_in_warp(sum, 32);
+      pull = -scale * (p.silu || p.rotate ? scale * scale : A(1)) * sum_in_warp(sum, 32);
     }
 #pragma unroll 1
     for (int64_t i = lane; i < p.dim; i += 32) {

@@ -15,7 +15,8 @@ struct HeadTensors {
   bool backwards;         // forward only: rotates by the negative angle
   bool aligned;           // 16-byte accesses reach every half of a vector
   int64_t batch, time, heads, dim;
-  const void* x;  // absent in a backward pass that only rotates
+  // Backward: absent where it only rotates; where it only normalises, y stands here.
+  const void* x;
   int64_t batch_stride, time_stride, head_stride;
   double eps;
   const void *cosine, *sine;  // [table_rows, dim / 2], accumulate type
