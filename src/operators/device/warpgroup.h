@@ -171,23 +171,31 @@ __device__ inline void publish_to_products() {
 #endif
 }
 
-// The instructions, for 8·tiles = 64 or 128 columns. c = A Bᵀ or c += A Bᵀ, both operands along the summed
-// columns; c += A B with A in registers and B along the columns of c.
+// The instructions, for 8·tiles = 32, 64 or 128 columns. c = A Bᵀ or c += A Bᵀ, both operands along the summed
+// columns.
 template <int tiles>
-__device__ inline void wgmma_rows(float (&c)[tiles][4], uint64_t a, uint64_t b, bool adds) {
+__device__ inline void wgmma_shared(float (&c)[tiles][4], uint64_t a, uint64_t b, bool adds) {
 #ifdef ORYX_EMULATED
   emulator::issue({c, nullptr, a, b, warp_of_group(), tiles, false, adds});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define ORYX_TILE(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
 #define ORYX_TILES(j) ORYX_TILE(j), ORYX_TILE(j + 1), ORYX_TILE(j + 2), ORYX_TILE(j + 3)
-#define ORYX_REGISTERS_32                                                                                \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, " \
-  "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define ORYX_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define ORYX_REGISTERS_32 \
+  ORYX_REGISTERS_16       \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ORYX_REGISTERS_64                                                                                  \
   ORYX_REGISTERS_32                                                                                        \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
   "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-  if constexpr (tiles == 8) {
+  if constexpr (tiles == 4) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" ORYX_REGISTERS_16
+        "}, %16, %17, p, 1, 1, 0, 0;\n}"
+        : ORYX_TILES(0)
+        : "l"(a), "l"(b), "r"(static_cast<int>(adds)));
+  } else if constexpr (tiles == 8) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ORYX_REGISTERS_32
@@ -205,25 +213,34 @@ __device__ inline void wgmma_rows(float (&c)[tiles][4], uint64_t a, uint64_t b, 
   }
 #endif
 }
-template <int tiles>
-__device__ inline void wgmma_columns(float (&c)[tiles][4], const uint32_t (&a)[4], uint64_t b) {
+// The same for 64 or 128 columns with A in registers; B runs along the summed columns or, where
+// `is_b_transposed`, along those of c.
+template <bool is_b_transposed, int tiles>
+__device__ inline void wgmma_registers(float (&c)[tiles][4], const uint32_t (&a)[4], uint64_t b, bool adds) {
 #ifdef ORYX_EMULATED
-  emulator::issue({c, &a, 0, b, warp_of_group(), tiles, true, true});
+  emulator::issue({c, &a, 0, b, warp_of_group(), tiles, is_b_transposed, adds});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
   if constexpr (tiles == 8) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ORYX_REGISTERS_32
-                 "}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-                 : ORYX_TILES(0), ORYX_TILES(4)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ORYX_REGISTERS_32
+        "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
+        : ORYX_TILES(0), ORYX_TILES(4)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)),
+          "n"(is_b_transposed ? 1 : 0));
   } else {
     static_assert(tiles == 16);
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ORYX_REGISTERS_64
-                 "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
-                 : ORYX_TILES(0), ORYX_TILES(4), ORYX_TILES(8), ORYX_TILES(12)
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ORYX_REGISTERS_64
+        "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
+        : ORYX_TILES(0), ORYX_TILES(4), ORYX_TILES(8), ORYX_TILES(12)
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)),
+          "n"(is_b_transposed ? 1 : 0));
   }
 #undef ORYX_TILE
 #undef ORYX_TILES
+#undef ORYX_REGISTERS_16
 #undef ORYX_REGISTERS_32
 #undef ORYX_REGISTERS_64
 #endif
@@ -241,14 +258,14 @@ template <int column_tiles, int a_rows, int b_rows, int columns>
 __device__ inline void multiply_rows(Accumulator<1, column_tiles>& sum, Panels<a_rows, columns> a, int m0,
                                      Panels<b_rows, columns> b) {
   static_assert(a_rows % 64 == 0 && 8 * column_tiles <= b_rows);
-  if constexpr (column_tiles >= 8) {
+  if constexpr (column_tiles >= 4) {
     if (has_warpgroup_products) {
       const uint64_t a_first = operand_descriptor(a.base + m0 * 64, 16, 1024),
                      b_first = operand_descriptor(b.base, 16, 1024);
 #pragma unroll
       for (int k = 0; k < columns; k += 16) {
         const int inside = k % 64 * 2;
-        wgmma_rows(sum.value[0], a_first + (inside + k / 64 * a.panel_bytes) / 16,
+        wgmma_shared(sum.value[0], a_first + (inside + k / 64 * a.panel_bytes) / 16,
                    b_first + (inside + k / 64 * b.panel_bytes) / 16, k > 0);
       }
       return;
@@ -272,6 +289,36 @@ __device__ inline void multiply_rows(Accumulator<1, column_tiles>& sum, Panels<a
   }
 }
 
+// The same with A in registers.
+template <int depth, int column_tiles, int rows, int columns>
+__device__ inline void multiply_rows(Accumulator<1, column_tiles>& sum, const uint32_t (&a)[depth][4],
+                                     Panels<rows, columns> b) {
+  static_assert(columns == 16 * depth && 8 * column_tiles <= rows);
+  if constexpr (column_tiles >= 8) {
+    if (has_warpgroup_products) {
+      const uint64_t first = operand_descriptor(b.base, 16, 1024);
+#pragma unroll
+      for (int k = 0; k < depth; ++k) {
+        wgmma_registers<false>(sum.value[0], a[k], first + (k % 4 * 32 + k / 4 * b.panel_bytes) / 16, k > 0);
+      }
+      return;
+    }
+  }
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const SharedAddress first = shared_address(b.unit(lane % 8 + lane / 16 * 8, lane / 8 % 2 * 8));
+  sum.clear();
+#pragma unroll
+  for (int k = 0; k < depth; ++k) {
+#pragma unroll
+    for (int j = 0; j < column_tiles; j += 2) {
+      uint32_t right[4];
+      load_matrices(right, fragment<rows>(first, 8 * j, 16 * k));
+      multiply_add(sum.value[0][j], a[k], right[0], right[1]);
+      multiply_add(sum.value[0][j + 1], a[k], right[2], right[3]);
+    }
+  }
+}
+
 // sum += A B with A in registers (see as_operand) and the first 16·depth rows of B.
 template <int depth, int column_tiles, int rows, int columns>
 __device__ inline void multiply_columns(Accumulator<1, column_tiles>& sum, const uint32_t (&a)[depth][4],
@@ -280,7 +327,7 @@ __device__ inline void multiply_columns(Accumulator<1, column_tiles>& sum, const
   if (has_warpgroup_products) {
     const uint64_t first = operand_descriptor(b.base, b.panel_bytes, 1024);
 #pragma unroll
-    for (int k = 0; k < depth; ++k) wgmma_columns(sum.value[0], a[k], first + k * (16 * 128 / 16));
+    for (int k = 0; k < depth; ++k) wgmma_registers<true>(sum.value[0], a[k], first + k * (16 * 128 / 16), true);
     return;
   }
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -17,13 +17,13 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
     const Block block(p, segment.stream, segment.first + step);
     const auto stage = memory.stage(step);
     load_keys(p, block, stage.key, thread);
-    load_values<width>(p, block, stage.slice, part_column, thread);
+    load_values(p, block, stage.slice, part_column, thread);
     load_gates(p, block, stage.gates, thread);
     load_square(p.inverse, block.index, stage.square, thread);
     load_transfer(p, block, stage.transfer, thread);
   };
 
-  if (threadIdx.x >= Memory::walkers)
+  if (is_loader<Memory>())
     return load_chunks<Memory>(
         segment.chunks, [](int, int) {}, load);
   begin_walk<Memory>();
@@ -34,11 +34,17 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
     const int64_t first_row =
         (segment.stream * p.chunks + segment.first + step) * p.value_dim + part_column + state.column0();
     const Gates gates(stage.gates);
+    typename StateRows<key_dim>::Operand rounded;
+    as_operand(rounded, state.values);
+    state.scale(gates.total());
     Accumulator<1, 8> residual;
+    begin_products([&] { multiply_rows(residual, rounded, stage.key); });
+    state.write_rounded(rounded, static_cast<bf16*>(p.states) + first_row * key_dim);
+    finish_products<0>(residual);
     uint32_t weighted[4][4];
-    state.write_rounded(static_cast<bf16*>(p.states) + first_row * key_dim);
-    find_residual(residual, weighted, state, stage.key, stage.slice, gates);
-    const FragmentsB<Layout::plain, 64> inverse(stage.square);
+    find_residual(residual, weighted, state.column0(), stage.slice, gates);
+    begin_products([&] { multiply_columns(state.values, weighted, stage.transfer); });
+    const FragmentsB<Layout::plain, 64> inverse(stage.square.panel(0));
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -50,45 +56,26 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
       }
     bf16* surprises = static_cast<bf16*>(p.surprises) + first_row * kChunk;
     write_rows(residual, [&](int row) { return surprises + row * kChunk; });
-    state.scale(gates.total());
-    const FragmentsB<Layout::transposed, key_dim> transfer(stage.transfer);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) state.add(weighted[k], transfer, k);
+    finish_products<0>(state.values);
   });
 }
 
-// What a reader of the chunk adds: (P A)ᵀ dO to Y and scale · Qᵀ (γ ⊙ dO) to dS, both transposed.
-template <int key_dim, int slice_width>
-__device__ inline void add_reader(StateRows<key_dim>& d_state, Accumulator<1, 8>& d_surprise,
-                                  Tile<slice_width> d_output, Tile<key_dim> query, Tile<64> weights,
-                                  const Gates& gates, float scale) {
+// γ · factor ⊙ x of an operand A, columns by tokens.
+__device__ inline void scale_tokens(uint32_t (&scaled)[4][4], const uint32_t (&x)[4][4], const Gates& gates,
+                                    float factor) {
   const int t = static_cast<int>(threadIdx.x) % 4;
-  const FragmentsB<Layout::transposed, key_dim> queries(query);
-  const FragmentsB<Layout::transposed, 64> mixing(weights);
-  const FragmentsA<Layout::transposed, slice_width> outputs(d_output);
 #pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    uint32_t a[4];
-    outputs.load(a, d_state.column0() / 16, k);
-#pragma unroll
-    for (int j = 0; j <= k; ++j) {
-      uint32_t b[4];
-      mixing.load(b, j, k);
-      multiply_add(d_surprise.value[0][2 * j], a, b[0], b[1]);
-      multiply_add(d_surprise.value[0][2 * j + 1], a, b[2], b[3]);
-    }
+  for (int k = 0; k < 4; ++k)
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       const int i = 16 * k + 8 * tile + 2 * t;
-      const float gamma0 = scale * gates.gamma(i), gamma1 = scale * gates.gamma(i + 1);
+      const float gamma0 = factor * gates.gamma(i), gamma1 = factor * gates.gamma(i + 1);
 #pragma unroll
       for (int below = 0; below < 2; ++below) {
-        const float2 pair = unpack(a[2 * tile + below]);
-        a[2 * tile + below] = pack(gamma0 * pair.x, gamma1 * pair.y);
+        const float2 pair = unpack(x[k][2 * tile + below]);
+        scaled[k][2 * tile + below] = pack(gamma0 * pair.x, gamma1 * pair.y);
       }
     }
-    d_state.add(a, queries, k);
-  }
 }
 
 // From the last chunk: Y = (P A)ᵀ dO + E dS', dV = β ⊙ Y, dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO). A
@@ -116,8 +103,7 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
     load_gates(p, block, stage.gates, thread);
     if (p.d_output.data != nullptr && rows[kChunk] > 0) {
       const int head = block.head * readers + reader;
-      load_packed<(width > 64 ? width : 64), width, kLoaders>(stage.slice, thread, rows, p.d_output, head,
-                                                              part_column);
+      load_packed<width, width, kLoaders>(stage.slice, thread, rows, p.d_output, head, part_column);
       load_square(p.weights, block.index * readers + reader, stage.square, thread);
       load_packed<key_dim, key_dim, kLoaders>(stage.query, thread, rows, p.query,
                                               head / (p.output_heads / p.query_heads), 0);
@@ -125,7 +111,7 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
     if (reader == readers - 1) load_keys(p, block, stage.key, thread);
   };
 
-  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(steps, table, load);
+  if (is_loader<Memory>()) return load_chunks<Memory>(steps, table, load);
   begin_walk<Memory>();
   StateRows<key_dim> d_state;
   d_state.read(keeps ? segment.d_end(p) : nullptr, part_column, p.value_dim);
@@ -137,44 +123,56 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
     const Gates gates(stage.gates);
     const int reader = step % readers;
     if (reader == 0) {
-      d_surprise.clear();
-      if (keeps) d_state.write_rounded(static_cast<bf16*>(p.d_states) + first_row * key_dim);
-      d_state.multiply(d_surprise, stage.transfer);
+      typename StateRows<key_dim>::Operand rounded;
+      as_operand(rounded, d_state.values);
       d_state.scale(gates.total());
+      begin_products([&] { multiply_rows(d_surprise, rounded, stage.transfer); });
+      if (keeps) d_state.write_rounded(rounded, static_cast<bf16*>(p.d_states) + first_row * key_dim);
+      finish_products<0>(d_surprise);
     }
-    if (p.d_output.data != nullptr && memory.rows(step)[kChunk] > 0)
-      add_reader(d_state, d_surprise, stage.slice, stage.query, stage.square, gates, p.scale);
+    // What the reader adds: (P A)ᵀ dO to Y and scale · Qᵀ (γ ⊙ dO) to dS, both transposed.
+    uint32_t d_output[4][4], scaled[4][4];
+    if (same_in_warp(p.d_output.data != nullptr && memory.rows(step)[kChunk] > 0)) {
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        load_a<Layout::transposed>(d_output[k], stage.slice.panel(d_state.column0()), d_state.column0() % 64,
+                                   16 * k);
+      }
+      scale_tokens(scaled, d_output, gates, p.scale);
+      begin_products([&] {
+        multiply_columns(d_surprise, d_output, stage.square);
+        multiply_columns(d_state.values, scaled, stage.query);
+      });
+      finish_products<0>(d_surprise);
+      settle(d_state.values);
+    }
+    uint32_t d_value[4][4], from_keys[4][4];
     if (reader == readers - 1) {
       if (keeps) {
         bf16* kept = static_cast<bf16*>(p.d_surprises) + first_row * kChunk;
         write_rows(d_surprise, [&](int row) { return kept + row * kChunk; });
       }
-      const int lane = static_cast<int>(threadIdx.x) % 32;
-      bf16* d_value = block.rows_of(p.d_value, block.head) + part_column + d_state.column0() + pair_column();
-      const FragmentsB<Layout::transposed, key_dim> keys(stage.key);
+      const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        uint32_t a[4];
+      for (int tile = 0; tile < 8; ++tile) {
+        const float2 beta = *reinterpret_cast<const float2*>(gates.beta + 8 * tile + 2 * t);
 #pragma unroll
-        for (int tile = 0; tile < 2; ++tile) {
-          const int i = 16 * k + 8 * tile + 2 * (lane % 4);
-          const float2 beta = *reinterpret_cast<const float2*>(gates.beta + i);
-          const float gamma0 = -gates.gamma(i), gamma1 = -gates.gamma(i + 1);
-          uint32_t by_token[2];  // dV of token 16 k + 8 tile + lane / 4, two columns and two from the 8th on
-#pragma unroll
-          for (int below = 0; below < 2; ++below) {
-            const float first = beta.x * d_surprise.value[0][2 * k + tile][2 * below];
-            const float second = beta.y * d_surprise.value[0][2 * k + tile][2 * below + 1];
-            if (keeps) by_token[below] = transpose_matrix(pack(first, second));
-            a[2 * tile + below] = pack(gamma0 * first, gamma1 * second);
-          }
-          if (!keeps) continue;
-          const uint2 four = pair_up(by_token[0], by_token[1]);
-          const int token = 16 * k + 8 * tile + lane / 4;
-          if (token < block.valid) *reinterpret_cast<uint2*>(d_value + token * p.d_value.time) = four;
+        for (int below = 0; below < 2; ++below) {
+          float &first = d_surprise.value[0][tile][2 * below],
+                &second = d_surprise.value[0][tile][2 * below + 1];
+          first *= beta.x, second *= beta.y;
         }
-        d_state.add(a, keys, k);
       }
+      as_operand(d_value, d_surprise);
+      scale_tokens(from_keys, d_value, gates, -1.0f);
+      begin_products([&] { multiply_columns(d_state.values, from_keys, stage.key); });
+      if (keeps) {
+        bf16* to = block.rows_of(p.d_value, block.head) + part_column + d_state.column0();
+        write_by_token(
+            [&](int tile, int below) { return d_value[tile / 2][tile % 2 * 2 + below]; },
+            [&](int token) { return token < block.valid ? to + token * p.d_value.time : nullptr; });
+      }
+      finish_products<0>(d_state.values);
     }
   });
   if (!keeps) {

@@ -24,8 +24,12 @@ struct Block {
     const int64_t left = p.time - static_cast<int64_t>(chunk) * kChunk;
     valid = left < kChunk ? static_cast<int>(left) : kChunk;
   }
-  __device__ static Block of_grid(const GatedDeltaArguments& p) {
-    return Block(p, static_cast<int64_t>(blockIdx.x) / p.chunks, static_cast<int>(blockIdx.x % p.chunks));
+  // Chunk by chunk of all streams, so that a serial pass finds in the cache what it begins with (or left
+  // last).
+  __device__ static Block of_grid(const GatedDeltaArguments& p, bool from_last) {
+    const auto streams = static_cast<unsigned>(p.batch * p.state_heads);
+    const int chunk = static_cast<int>(blockIdx.x / streams);
+    return Block(p, blockIdx.x % streams, from_last ? p.chunks - 1 - chunk : chunk);
   }
   // Position of the chunk's first token in [batch, time].
   __device__ int64_t token(const GatedDeltaArguments& p) const {
@@ -50,8 +54,8 @@ __device__ inline bf16* packed_row(const GatedDeltaRows& x, int row, int head) {
 
 // Loads `width` ≤ columns columns of `rows` rows by `threads` threads, of which this is `thread`; rows at and
 // past valid_rows become zero.
-template <int columns, int width, int rows, int threads, typename RowPointer>
-__device__ inline void load_rows(Tile<columns> tile, int thread, int valid_rows, RowPointer row_pointer) {
+template <int columns, int width, int rows, int threads, typename Destination, typename RowPointer>
+__device__ inline void load_rows(Destination tile, int thread, int valid_rows, RowPointer row_pointer) {
   constexpr int units = width / 8;
   static_assert(rows * units % threads == 0 || units % threads == 0);
 #pragma unroll 2
@@ -64,9 +68,9 @@ __device__ inline void load_rows(Tile<columns> tile, int thread, int valid_rows,
 
 // The same by a table of packed rows, in which −1 stands for a row of zeros. The table is read before the
 // copies: each read in between would wait for itself.
-template <int columns, int width, int threads>
-__device__ inline void load_packed(Tile<columns> tile, int thread, const int32_t* rows,
-                                   const GatedDeltaRows& x, int head, int column0) {
+template <int columns, int width, int threads, typename Destination>
+__device__ inline void load_packed(Destination tile, int thread, const int32_t* rows, const GatedDeltaRows& x,
+                                   int head, int column0) {
   constexpr int units = width / 8, count = kChunk * units / threads, at_once = count < 4 ? count : 4;
   static_assert(count % at_once == 0);
 #pragma unroll 1

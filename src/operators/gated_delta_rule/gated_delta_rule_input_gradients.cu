@@ -103,7 +103,7 @@ template <int key_dim, int value_dim>
 __global__ void __launch_bounds__(kThreads, 2) input_gradients_kernel(const GatedDeltaArguments p) {
   using Rows = Accumulator<2, key_dim / 16>;
   constexpr Layout plain = Layout::plain, transposed = Layout::transposed;
-  const Block block = Block::of_grid(p);
+  const Block block = Block::of_grid(p, /*from_last=*/true);
   const InputGradientsMemory<key_dim, value_dim> memory(shared_memory());
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int row_half = warp / 2, column_half = warp % 2;

@@ -9,6 +9,9 @@
 #include "operators/gated_delta_rule/gated_delta_rule.h"
 #include "operators/gated_delta_rule/gated_delta_rule_cuda.h"
 #include "operators/gated_delta_rule/gated_delta_rule_kernels.h"
+#ifdef ORYX_EMULATED
+#include "operators/device/warpgroup.h"
+#endif
 
 namespace oryx::operators::testing {
 namespace {
@@ -196,11 +199,22 @@ TEST(GatedDeltaRuleKernels, SegmentsOfStreamsThatLeaveTheDeviceIdle) {
     EXPECT_EQ(segments(8, 16, 2048, differentiates), 1);
     EXPECT_EQ(segments(1, 16, 64, differentiates), 1);
     EXPECT_EQ(segments(1, 16, 0, differentiates), 1);
-    EXPECT_EQ(segments(1, 16, 16384, differentiates), 8);
+    EXPECT_GE(segments(1, 16, 16384, differentiates), 5);
+    EXPECT_LE(segments(1, 16, 16384, differentiates), 10);
     EXPECT_EQ(segments(1, 1, 100, differentiates), 1);
     EXPECT_GE(segments(1, 1, 65536, differentiates), 16);
   }
 }
+
+#ifdef ORYX_EMULATED
+// As on a GPU without wgmma.
+TEST(GatedDeltaRuleKernels, WithoutWarpgroupProducts) {
+  const ForcedSegments forced(2);
+  device::has_warpgroup_products = false;
+  expect_close({1, 129, 2, 1, 1, 128, 128, 64}, 24);
+  device::has_warpgroup_products = true;
+}
+#endif
 
 TEST(GatedDeltaRuleKernels, HeadGroups) {
   expect_close({1, 70, 4, 1, 2, 64, 64, 64}, 4);

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     const int reader = step % readers;
     if (reader == 0) {
       load_keys(p, block, stage.key, thread);
-      load_values<width>(p, block, stage.slice, part_column, thread);
+      load_values(p, block, stage.slice, part_column, thread);
     }
     load_gates(p, block, stage.gates, thread);
     if (rows[kChunk] > 0) {
@@ -40,10 +40,11 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     if (reader == readers - 1) load_transfer(p, block, stage.transfer, thread);
   };
 
-  if (threadIdx.x >= Memory::walkers) return load_chunks<Memory>(steps, table, load);
+  if (is_loader<Memory>()) return load_chunks<Memory>(steps, table, load);
   begin_walk<Memory>();
   StateRows<key_dim> state;
   state.read(segment.start(p), part_column, p.value_dim);
+  typename StateRows<key_dim>::Operand rounded;
   uint32_t weighted[4][4];
   walk_chunks<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
@@ -51,57 +52,39 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     const Gates gates(stage.gates);
     const int reader = step % readers;
     if (reader == 0) {
+      as_operand(rounded, state.values);
       Accumulator<1, 8> residual;
-      find_residual(residual, weighted, state, stage.key, stage.slice, gates);
+      begin_products([&] { multiply_rows(residual, rounded, stage.key); });
+      finish_products<0>(residual);
+      find_residual(residual, weighted, state.column0(), stage.slice, gates);
     }
-    if (rows[kChunk] > 0) {
-      const int lane = static_cast<int>(threadIdx.x) % 32;
-      Accumulator<4, 2> output;
-      output.clear();
-      const FragmentsA<Layout::plain, key_dim> query(stage.query);
-#pragma unroll
-      for (int k = 0; k < key_dim / 16; ++k) {
-        uint32_t s[4];
-        state.values.as_a(s, 0, k);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          uint32_t a[4];
-          query.load(a, i, k);
-          multiply_add(output.value[i][0], a, s[0], s[2]);
-          multiply_add(output.value[i][1], a, s[1], s[3]);
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int below = 0; below < 2; ++below) {
-          const float gamma = p.scale * gates.gamma(16 * i + lane / 4 + 8 * below);
-#pragma unroll
-          for (int j = 0; j < 2; ++j)
-            output.value[i][j][2 * below] *= gamma, output.value[i][j][2 * below + 1] *= gamma;
-        }
-      const FragmentsA<Layout::plain, 64> weights(stage.square);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int k = 0; k <= i; ++k) {
-          uint32_t a[4];
-          weights.load(a, i, k);
-          multiply_add(output.value[i][0], a, weighted[k][0], weighted[k][2]);
-          multiply_add(output.value[i][1], a, weighted[k][1], weighted[k][3]);
-        }
+    if (same_in_warp(rows[kChunk] > 0)) {
+      Accumulator<1, 8> output, mixed;  // (Q S)ᵀ, (M (β ⊙ W))ᵀ
+      begin_products([&] {
+        multiply_rows(output, rounded, stage.query);
+        multiply_rows(mixed, weighted, stage.square);
+      });
+      finish_products<0>(output);
+      settle(mixed);
       const int head = static_cast<int>(segment.stream % p.state_heads) * readers + reader;
       const int64_t column = part_column + state.column0();
-      write_rows(output, [&](int row) {
-        const int packed = rows[row];
-        return packed < 0 ? nullptr : packed_row(p.output, packed, head) + column;
-      });
+      const int t = static_cast<int>(threadIdx.x) % 4;
+      write_by_token(
+          [&](int tile, int below) {
+            const int i = 8 * tile + 2 * t;
+            const float *read = output.value[0][tile] + 2 * below, *own = mixed.value[0][tile] + 2 * below;
+            return pack(p.scale * gates.gamma(i) * read[0] + own[0],
+                        p.scale * gates.gamma(i + 1) * read[1] + own[1]);
+          },
+          [&](int token) {
+            const int packed = rows[token];
+            return packed < 0 ? nullptr : packed_row(p.output, packed, head) + column;
+          });
     }
     if (reader == readers - 1) {
       state.scale(gates.total());
-      const FragmentsB<Layout::transposed, key_dim> transfer(stage.transfer);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) state.add(weighted[k], transfer, k);
+      begin_products([&] { multiply_columns(state.values, weighted, stage.transfer); });
+      finish_products<0>(state.values);
     }
   });
   if (p.final_state != nullptr && segment.index == p.segments - 1)

@@ -1,8 +1,9 @@
-// What the serial passes share. A block of threads walks over a stream's chunks with `width` columns of its
-// state; a warp has 16 of them, transposed, in registers, where they are an operand of products as they lie:
-// warps meet only once a chunk, for the loads, which four more warps issue ahead.
+// What the serial passes share. A block of threads walks over the chunks of a segment with `width` columns of
+// the state; a warpgroup has 64 of them, transposed, in registers, where they are, rounded, an operand of
+// products as they lie: warps meet only once a chunk, for the loads, which four more warps issue ahead.
 #pragma once
 
+#include "operators/device/warpgroup.h"
 #include "operators/gated_delta_rule/gated_delta_rule_device.h"
 
 namespace oryx::cuda {
@@ -12,41 +13,43 @@ constexpr int kLoaders = 128;
 template <int key_dim, int width, bool has_query>
 struct PassMemory {
   static constexpr int walkers = 2 * width, threads = walkers + kLoaders;
-  // A tile of at least `width` columns; the others are never touched.
-  using Slice = Tile<(width > 64 ? width : 64)>;
+  using Rows = Panels<kChunk, key_dim>;
+  using Slice = Panels<kChunk, width>;
+  using Square = Panels<kChunk, kChunk>;
   struct Stage {
-    Tile<key_dim> key, transfer, query;
-    Slice slice;      // of the values or dO
-    Tile<64> square;  // C or P A
+    Rows key, transfer, query;
+    Slice slice;    // of the values or dO
+    Square square;  // C or P A
     float* gates;
   };
-  static constexpr size_t key_bytes = Tile<key_dim>::bytes(kChunk), slice_bytes = Slice::bytes(kChunk);
   static constexpr size_t stage_bytes =
-      (has_query ? 3 : 2) * key_bytes + slice_bytes + Tile<64>::bytes(kChunk) + kGates * sizeof(float);
+      (has_query ? 3 : 2) * Rows::bytes + Slice::bytes + Square::bytes;  // a multiple of 1024
   static constexpr int stages = 3;
+  static constexpr size_t gate_bytes = kGates * sizeof(float);
   static constexpr size_t row_bytes = gated_delta_row_table * sizeof(int32_t);
-  static constexpr size_t bytes = stages * stage_bytes + 2 * stages * row_bytes;
+  static constexpr size_t bytes = stages * (stage_bytes + gate_bytes) + 2 * stages * row_bytes;
 
   char* shared;
   __device__ Stage stage(int step) const {
-    char* at = shared + step % stages * stage_bytes;
+    bf16* at = reinterpret_cast<bf16*>(shared + step % stages * stage_bytes);
     const auto take = [&](size_t size) {
-      char* taken = at;
-      at += size;
-      return reinterpret_cast<bf16*>(taken);
+      bf16* taken = at;
+      at += size / sizeof(bf16);
+      return taken;
     };
     Stage s;
-    s.key.base = take(key_bytes);
-    s.transfer.base = take(key_bytes);
-    s.query.base = take(has_query ? key_bytes : 0);
-    s.slice.base = take(slice_bytes);
-    s.square.base = take(Tile<64>::bytes(kChunk));
-    s.gates = reinterpret_cast<float*>(at);
+    s.key.base = take(Rows::bytes);
+    s.transfer.base = take(Rows::bytes);
+    s.query.base = take(has_query ? Rows::bytes : 0);
+    s.slice.base = take(Slice::bytes);
+    s.square.base = take(Square::bytes);
+    s.gates = reinterpret_cast<float*>(shared + stages * stage_bytes + step % stages * gate_bytes);
     return s;
   }
   // The table of rows, which is there when the loads of its step are issued and still when the step runs.
   __device__ int32_t* rows(int step) const {
-    return reinterpret_cast<int32_t*>(shared + stages * stage_bytes + step % (2 * stages) * row_bytes);
+    return reinterpret_cast<int32_t*>(shared + stages * (stage_bytes + gate_bytes) +
+                                      step % (2 * stages) * row_bytes);
   }
 };
 
@@ -84,6 +87,7 @@ struct Segment {
 // What a warp holds of the state: 16 columns from column0() on, as rows, by key_dim.
 template <int key_dim>
 struct StateRows {
+  using Operand = uint32_t[key_dim / 16][4];  // the rows rounded
   Accumulator<1, key_dim / 8> values;
 
   __device__ static int column0() { return static_cast<int>(threadIdx.x) / 32 * 16; }
@@ -105,38 +109,32 @@ struct StateRows {
   __device__ void scale(float factor) {
     values.for_pairs([&](int, int, float& first, float& second) { first *= factor, second *= factor; });
   }
-  // += left right, for tokens 16 k … of a tile [64, key_dim].
-  __device__ void add(const uint32_t (&left)[4], const FragmentsB<Layout::transposed, key_dim>& right,
-                      int k) {
-#pragma unroll
-    for (int j = 0; j < key_dim / 16; ++j) {
-      uint32_t b[4];
-      right.load(b, j, k);
-      multiply_add(values.value[0][2 * j], left, b[0], b[1]);
-      multiply_add(values.value[0][2 * j + 1], left, b[2], b[3]);
-    }
-  }
   // Writes the rows, rounded, from `to` on.
-  __device__ void write_rounded(bf16* to) const {
-    write_rows(values, [&](int row) { return to + row * key_dim; });
-  }
-  // sum += state · rightᵀ, for a tile [64, key_dim]: 16 columns of the state by tokens.
-  __device__ void multiply(Accumulator<1, 8>& sum, Tile<key_dim> right) const {
-    const FragmentsB<Layout::plain, key_dim> fragments(right);
+  __device__ static void write_rounded(const Operand& rounded, bf16* to) {
+    const int row = static_cast<int>(threadIdx.x) % 32 / 4, column = pair_column();
 #pragma unroll
-    for (int k = 0; k < key_dim / 16; ++k) {
-      uint32_t a[4];
-      values.as_a(a, 0, k);
+    for (int below = 0; below < 2; ++below)
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        uint32_t b[4];
-        fragments.load(b, j, k);
-        multiply_add(sum.value[0][2 * j], a, b[0], b[1]);
-        multiply_add(sum.value[0][2 * j + 1], a, b[2], b[3]);
+      for (int k = 0; k < key_dim / 16; ++k) {
+        *reinterpret_cast<uint2*>(to + (row + 8 * below) * key_dim + 16 * k + column) =
+            pair_up(rounded[k][below], rounded[k][2 + below]);
       }
-    }
   }
 };
+
+// Begins a group of products; finish_products() waits for all groups but the latest few and gives the sum of
+// one.
+template <typename Products>
+__device__ inline void begin_products(Products products) {
+  warpgroup_fence();
+  products();
+  warpgroup_commit();
+}
+template <int pending, int column_tiles>
+__device__ inline void finish_products(Accumulator<1, column_tiles>& sum) {
+  warpgroup_wait<pending>();
+  settle(sum);
+}
 
 // A warpgroup's registers a thread from here on, where the target has the instruction: of 168 a thread at
 // first, loaders hand to walkers what they do not need.
@@ -155,7 +153,7 @@ __device__ inline void change_registers() {
 // of kLoaders threads, and load_table(step, thread) the table of rows that load(step) reads.
 template <typename Memory, typename LoadTable, typename Load>
 __device__ inline void load_chunks(int steps, LoadTable load_table, Load load) {
-  if constexpr (Memory::walkers == 256) change_registers<88, false>();
+  if constexpr (Memory::walkers == 256) change_registers<72, false>();
   constexpr int stages = Memory::stages;
   const int thread = static_cast<int>(threadIdx.x) - Memory::walkers;
   const auto load_ahead = [&](int step) {
@@ -170,10 +168,23 @@ __device__ inline void load_chunks(int steps, LoadTable load_table, Load load) {
   for (int step = 0; step < stages - 1; ++step) load_ahead(step);
   for (int step = 0; step < steps; ++step) {
     wait_copies<stages - 2>();
+    publish_to_products();
     named_barrier(1, Memory::threads);
     load_ahead(step + stages - 1);
   }
   wait_copies<0>();
+}
+
+// Whether the thread is one of the loaders.
+template <typename Memory>
+__device__ inline bool is_loader() {
+  return warpgroup() == Memory::walkers / 128;
+}
+
+// A flag that all threads read alike, in a form that the compiler knows to be the same for a warp: products
+// in branches that might part lanes wait for each other.
+__device__ inline bool same_in_warp(bool flag) {
+  return __shfl_sync(0xffffffffu, static_cast<int>(flag), 0) != 0;
 }
 
 // The part of the other warps.
@@ -186,19 +197,17 @@ __device__ inline void walk_chunks(int steps, Walk walk) {
 }
 template <typename Memory>
 __device__ inline void begin_walk() {
-  if constexpr (Memory::walkers == 256) change_registers<208, true>();
+  if constexpr (Memory::walkers == 256) change_registers<216, true>();
 }
 
 __device__ inline void load_table(int32_t* to, const int32_t* from, int thread) {
   if (thread < gated_delta_row_table / 4) copy_async(to + 4 * thread, from + 4 * thread);
 }
 
-// Widest part of the columns that still gives most multiprocessors work, but in at most 4 parts: each reads
-// all of K and E again. For `walks` blocks of threads if there were one part.
+// All columns in a block, unless that leaves multiprocessors idle: each of two parts reads all of K and E.
+// For `walks` blocks of threads if there were one part.
 inline int width_of_parts(const GatedDeltaArguments& p, int64_t walks) {
-  int width = p.value_dim;
-  while (width * 4 > p.value_dim && walks * (p.value_dim / width) < p.multiprocessors * 3 / 4) width /= 2;
-  return width;
+  return p.value_dim == 128 && walks > p.multiprocessors / 2 ? 128 : 64;
 }
 
 // Makes of what the segments of a stream leave for each other the states between them, in reverse their
@@ -210,16 +219,7 @@ template <typename Function>
 void with_width(const GatedDeltaArguments& p, int passes, Function function) {
   const int width = width_of_parts(p, static_cast<int64_t>(p.batch) * p.state_heads * p.segments * passes);
   const auto with_key_dim = [&]<int key_dim>() {
-    switch (width) {
-      case 128:
-        return function.template operator()<key_dim, 128>();
-      case 64:
-        return function.template operator()<key_dim, 64>();
-      case 32:
-        return function.template operator()<key_dim, 32>();
-      default:
-        return function.template operator()<key_dim, 16>();
-    }
+    width == 128 ? function.template operator()<key_dim, 128>() : function.template operator()<key_dim, 64>();
   };
   p.key_dim == 128 ? with_key_dim.template operator()<128>() : with_key_dim.template operator()<64>();
 }

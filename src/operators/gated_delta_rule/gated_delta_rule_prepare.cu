@@ -286,7 +286,7 @@ __device__ void write_weights(const PrepareMemory<key_dim>& memory, float scale,
 
 template <int key_dim, bool solves>
 __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const GatedDeltaArguments p) {
-  const Block block = Block::of_grid(p);
+  const Block block = Block::of_grid(p, /*from_last=*/solves);
   const PrepareMemory<key_dim> memory(shared_memory());
   const int thread = static_cast<int>(threadIdx.x);
   const int32_t* rows = block.row_table(p);

@@ -1,5 +1,7 @@
 // A sequence in segments that are walked over side by side: what each makes of the state before it,
 // S' = T S + N, then the states between them, one after another.
+#include <algorithm>
+
 #include "operators/gated_delta_rule/gated_delta_rule_walk.h"
 
 namespace oryx::cuda {
@@ -28,12 +30,12 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     const Block block(p, segment.stream, segment.first + step);
     const auto stage = memory.stage(step);
     load_keys(p, block, stage.key, thread);
-    if (!is_transfer) load_values<width>(p, block, stage.slice, part_column, thread);
+    if (!is_transfer) load_values(p, block, stage.slice, part_column, thread);
     load_gates(p, block, stage.gates, thread);
     load_transfer(p, block, stage.transfer, thread);
   };
 
-  if (threadIdx.x >= Memory::walkers)
+  if (is_loader<Memory>())
     return load_chunks<Memory>(
         segment.chunks, [](int, int) {}, load);
   begin_walk<Memory>();
@@ -46,14 +48,17 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   walk_chunks<Memory>(segment.chunks, [&](int step) {
     const auto stage = memory.stage(step);
     const Gates gates(stage.gates);
-    Accumulator<1, 8> residual;
-    uint32_t weighted[4][4];
-    is_transfer ? find_residual<false>(residual, weighted, state, stage.key, stage.slice, gates)
-                : find_residual<true>(residual, weighted, state, stage.key, stage.slice, gates);
+    typename StateRows<key_dim>::Operand rounded;
+    as_operand(rounded, state.values);
     state.scale(gates.total());
-    const FragmentsB<Layout::transposed, key_dim> transfer(stage.transfer);
-#pragma unroll
-    for (int k = 0; k < 4; ++k) state.add(weighted[k], transfer, k);
+    Accumulator<1, 8> residual;
+    begin_products([&] { multiply_rows(residual, rounded, stage.key); });
+    finish_products<0>(residual);
+    uint32_t weighted[4][4];
+    is_transfer ? find_residual<false>(residual, weighted, state.column0(), stage.slice, gates)
+                : find_residual<true>(residual, weighted, state.column0(), stage.slice, gates);
+    begin_products([&] { multiply_columns(state.values, weighted, stage.transfer); });
+    finish_products<0>(state.values);
   });
   const int64_t at = segment.stream * p.segments + segment.index;
   if (is_transfer) {
@@ -63,15 +68,17 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   }
 }
 
-// The states between the segments of a stream, 16 columns a block: from the first on what lies there, N,
-// becomes T S + N; in reverse, from the last dS on, Z becomes Tᵀ dS + Z.
+// The states between the segments of a stream, 16 columns a block and 16 rows a warp: from the first on what
+// lies there, N, becomes T S + N; in reverse, from the last dS on, Z becomes Tᵀ dS + Z. In tf32, summed in
+// float32.
 constexpr int kJoined = 16;
 
 template <int key_dim>
 struct JoinMemory {
   static constexpr int threads = 2 * key_dim;
-  static constexpr int pitch = key_dim + 4;  // neither rows nor columns conflict
-  static constexpr int transfer_floats = key_dim * pitch, state_floats = key_dim * kJoined;
+  // Fragments along rows as along columns lie in different banks.
+  static constexpr int transfer_pitch = key_dim + 4, state_pitch = kJoined + 8;
+  static constexpr int transfer_floats = key_dim * transfer_pitch, state_floats = key_dim * state_pitch;
   static constexpr size_t bytes = sizeof(float) * 2 * (transfer_floats + state_floats);
 };
 
@@ -79,12 +86,13 @@ template <int key_dim, bool reverse>
 __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(const GatedDeltaArguments p) {
   using Memory = JoinMemory<key_dim>;
   float* memory = reinterpret_cast<float*>(shared_memory());
-  const int thread = static_cast<int>(threadIdx.x), row = thread % key_dim, half = thread / key_dim * 8;
-  const int parts = p.value_dim / kJoined, column = static_cast<int>(blockIdx.x) % parts * kJoined + half;
+  const int thread = static_cast<int>(threadIdx.x), g = thread % 32 / 4, t = thread % 4;
+  const int row0 = thread / 32 * 16;
+  const int parts = p.value_dim / kJoined, column0 = static_cast<int>(blockIdx.x) % parts * kJoined;
   const int64_t stream = static_cast<int64_t>(blockIdx.x) / parts;
-  const int64_t state_size = static_cast<int64_t>(key_dim) * p.value_dim, own = row * p.value_dim + column;
+  const int64_t state_size = static_cast<int64_t>(key_dim) * p.value_dim;
   const float* begin = reverse ? p.d_final_state : p.initial_state;
-  float* states = (reverse ? p.d_segment_states : p.segment_states) + stream * p.segments * state_size + own;
+  float* states = (reverse ? p.d_segment_states : p.segment_states) + stream * p.segments * state_size;
   // The segments in the order of this kernel.
   const auto segment = [&](int step) { return reverse ? p.segments - 1 - step : step; };
   const auto transfer = [&](int step) { return memory + step % 2 * Memory::transfer_floats; };
@@ -98,7 +106,7 @@ __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(c
 #pragma unroll 8
       for (int i = thread; i < key_dim * key_dim / 4; i += Memory::threads) {
         const int at = i / (key_dim / 4), unit = i % (key_dim / 4) * 4;
-        copy_async(transfer(step) + at * Memory::pitch + unit, from + at * key_dim + unit);
+        copy_async(transfer(step) + at * Memory::transfer_pitch + unit, from + at * key_dim + unit);
       }
     }
     commit_copies();
@@ -106,43 +114,48 @@ __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(c
 
   load(0);
   load(1);
-  float sum[8];
-  const auto read = [&](const float* from) {
+  float sum[2][4];
+  // function(row, column, pair) for what the thread has of the block's columns.
+  const auto for_pairs = [&](auto function) {
 #pragma unroll
-    for (int e = 0; e < 8; ++e) sum[e] = from == nullptr ? 0.0f : from[e];
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int below = 0; below < 2; ++below)
+        function(row0 + g + 8 * below, 8 * j + 2 * t, *reinterpret_cast<float2*>(sum[j] + 2 * below));
   };
-  const auto write = [&](float* to) {
-    reinterpret_cast<float4*>(to)[0] = {sum[0], sum[1], sum[2], sum[3]};
-    reinterpret_cast<float4*>(to)[1] = {sum[4], sum[5], sum[6], sum[7]};
+  const auto read = [&](const float* from) {
+    for_pairs([&](int row, int column, float2& pair) {
+      pair = from == nullptr ? float2{0.0f, 0.0f}
+                             : *reinterpret_cast<const float2*>(from + row * p.value_dim + column0 + column);
+    });
   };
-  read(begin == nullptr ? nullptr : begin + stream * state_size + own);
+  read(begin == nullptr ? nullptr : begin + stream * state_size);
   for (int step = 0;; ++step) {
-    write(states + segment(step) * state_size);
-    write(state(step) + row * kJoined + half);
+    float* to = states + segment(step) * state_size;
+    for_pairs([&](int row, int column, float2& pair) {
+      *reinterpret_cast<float2*>(to + row * p.value_dim + column0 + column) = pair;
+      *reinterpret_cast<float2*>(state(step) + row * Memory::state_pitch + column) = pair;
+    });
     if (step + 1 == p.segments) break;
     read(states + segment(step + 1) * state_size);
     wait_copies<1>();
     __syncthreads();
     if (step >= first) {
-      const float *left = transfer(step), *right = state(step) + half;
+      // Of A, element (i, k) of the warp's rows.
+      const float *left = transfer(step) + (reverse ? row0 : row0 * Memory::transfer_pitch),
+                  *right = state(step);
+      const auto element = [&](int i, int k) {
+        return to_tf32(left[reverse ? k * Memory::transfer_pitch + i : i * Memory::transfer_pitch + k]);
+      };
 #pragma unroll 4
-      for (int k0 = 0; k0 < key_dim; k0 += 4) {
-        float factor[4];
-        if constexpr (reverse) {
+      for (int k = 0; k < key_dim; k += 8) {
+        const uint32_t a[4] = {element(g, k + t), element(g + 8, k + t), element(g, k + t + 4),
+                               element(g + 8, k + t + 4)};
 #pragma unroll
-          for (int k = 0; k < 4; ++k) factor[k] = left[(k0 + k) * Memory::pitch + row];
-        } else {
-          const float4 four = *reinterpret_cast<const float4*>(left + row * Memory::pitch + k0);
-          factor[0] = four.x, factor[1] = four.y, factor[2] = four.z, factor[3] = four.w;
+        for (int j = 0; j < 2; ++j) {
+          const float* b = right + (k + t) * Memory::state_pitch + 8 * j + g;
+          multiply_add_tf32(sum[j], a, to_tf32(b[0]), to_tf32(b[4 * Memory::state_pitch]));
         }
-#pragma unroll
-        for (int k = 0; k < 4; ++k)
-#pragma unroll
-          for (int e = 0; e < 8; e += 4) {
-            const float4 four = *reinterpret_cast<const float4*>(right + (k0 + k) * kJoined + e);
-            sum[e] += factor[k] * four.x, sum[e + 1] += factor[k] * four.y;
-            sum[e + 2] += factor[k] * four.z, sum[e + 3] += factor[k] * four.w;
-          }
       }
     }
     __syncthreads();
@@ -151,35 +164,45 @@ __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(c
   wait_copies<0>();
 }
 
-// Microseconds of a chunk on an H200 for a block with `width` columns, of the passes that do more than
-// `split`.
-double step_time(int width, bool split) { return (1.6 + 0.033 * width) * (split ? 0.7 : 1.0); }
+// What a chunk costs a block of a pass on an H200 with 128 columns and key_dim 128: the time that its
+// products wait for each other, and the bytes that it moves.
+struct Step {
+  double microseconds, bytes;
+};
+constexpr Step kOutputs{2.4, 90e3}, kSplit{1.4, 40e3}, kBackward{2.6, 120e3}, kSplitGradients{2.0, 74e3};
+constexpr double kBytesPerMicrosecond = 4e6, kJoin = 2.0, kLaunches = 10.0;
 
 }  // namespace
 
 int gated_delta_segments(const GatedDeltaArguments& p, bool differentiates) {
   const int64_t streams = static_cast<int64_t>(p.batch) * p.state_heads;
   const auto time = [&](int segments) {
-    const double length = (p.chunks + segments - 1) / segments;
-    const auto walk = [&](int64_t blocks, int width, bool split) {
-      return static_cast<double>((blocks + p.multiprocessors - 1) / p.multiprocessors) * length *
-             step_time(width, split);
+    const int length = (p.chunks + segments - 1) / segments;
+    const auto walk = [&](int64_t blocks, const Step& step, double width) {
+      const int64_t rounds = (blocks + p.multiprocessors - 1) / p.multiprocessors;
+      const double bytes = step.bytes * (p.key_dim + width) / 256;
+      return length * std::max(static_cast<double>(rounds) * step.microseconds,
+                               static_cast<double>(blocks) * bytes / kBytesPerMicrosecond);
     };
-    const auto main = [&](int64_t passes) {
+    const auto walk_all = [&](int64_t passes, const Step& step) {
       const int width = width_of_parts(p, passes * streams * segments);
-      return walk(passes * streams * segments * (p.value_dim / width), width, false);
+      return walk(passes * streams * segments * (p.value_dim / width), step, width);
     };
-    constexpr double join = 2.0, launches = 10.0;
-    double sum = main(1) + (differentiates ? main(2) : 0.0);
-    if (segments > 1) {
-      sum += walk(streams * (segments - 1) * 2, 128, true) + launches + join * segments;
-      if (differentiates) sum += walk(streams * (segments - 1), 128, false) + launches + join * segments;
+    const double joins = kLaunches + kJoin * segments;
+    double sum = walk_all(1, kOutputs);
+    if (segments > 1) sum += walk(2 * streams * (segments - 1), kSplit, p.value_dim) + joins;
+    if (differentiates) {
+      sum += walk_all(2, kBackward);
+      if (segments > 1) sum += walk(streams * (segments - 1), kSplitGradients, p.value_dim) + joins;
     }
     return sum;
   };
   int best = 1;
-  for (int segments = 2; segments <= 64 && 2 * segments <= p.chunks; ++segments)
-    if (time(segments) < time(best)) best = segments;
+  double shortest = time(best);
+  for (int segments = 2; segments <= 64 && 2 * segments <= p.chunks; ++segments) {
+    const double t = time(segments);
+    if (t < shortest) best = segments, shortest = t;
+  }
   return best;
 }
 
@@ -195,7 +218,7 @@ void join_segments(const GatedDeltaArguments& p, bool reverse, void* stream) {
 
 void gated_delta_split(const GatedDeltaArguments& p, void* stream) {
   with_width(p, 2, [&]<int key_dim, int width>() {
-    constexpr int part = width == 128 && key_dim == 128 ? 128 : 64;
+    constexpr int part = key_dim == 128 ? width : 64;
     const int parts = p.value_dim / part + key_dim / part;
     const auto grid = static_cast<unsigned>(p.batch * p.state_heads * p.segments * parts);
     launch<split_kernel<key_dim, part>>(dim3(grid), Memory<key_dim, part>::threads,
