@@ -66,7 +66,7 @@ struct WarpgroupProduct {
   const uint32_t (*a)[4];
   uint64_t a_descriptor, b_descriptor;
   int warp, tiles;
-  bool is_b_transposed, adds;
+  bool is_b_transposed, adds, is_a_transposed = false;
 
   static float element(uint64_t descriptor, int row, int column, bool is_transposed) {
     const uint64_t start = (descriptor & 0x3fff) << 4, leading = (descriptor >> 16 & 0x3fff) << 4,
@@ -91,7 +91,8 @@ struct WarpgroupProduct {
         const int row = g + 8 * (j % 2), column = 2 * t + 8 * (j / 2);
         for (int e = 0; e < 2; ++e) {
           left[row][column + e] = d.a ? (e == 0 ? unpack((*d.a)[j]).x : unpack((*d.a)[j]).y)
-                                      : element(d.a_descriptor, 16 * d.warp + row, column + e, false);
+                                      : element(d.a_descriptor, 16 * d.warp + row, column + e,
+                                                d.is_a_transposed);
         }
       }
     }
