@@ -97,6 +97,31 @@ __device__ inline void load_matrices_transposed(uint32_t (&result)[4], const voi
   load_matrices_transposed(result, shared_address(row));
 }
 
+// An 8×8 matrix of 16-bit elements, of which a lane has row g, columns 2t and 2t+1, transposed.
+__device__ inline uint32_t transpose_matrix(uint32_t pair) {
+#ifdef ORYX_EMULATED
+  struct Deposit {
+    uint32_t pair, result;
+  } mine{pair, 0};
+  static const char operation = 0;
+  emulator::collective(&operation, &mine, [](void** deposits) {
+    for (int lane = 0; lane < 32; ++lane) {
+      auto* to = static_cast<Deposit*>(deposits[lane]);
+      for (int i = 0; i < 2; ++i) {
+        const int row = 2 * (lane % 4) + i, column = lane / 4;
+        const uint32_t from = static_cast<Deposit*>(deposits[4 * row + column / 2])->pair;
+        to->result |= (from >> (column % 2 * 16) & 0xffffu) << (16 * i);
+      }
+    }
+  });
+  return mine.result;
+#else
+  uint32_t result;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
+  return result;
+#endif
+}
+
 #ifdef ORYX_EMULATED
 namespace emulator {
 

@@ -79,10 +79,10 @@ struct Call {
   int64_t streams() const { return shape.batch * shape.state_heads; }
 
   // Launches what walks over a sequence from the state `first` (or zero) to `last` (or nowhere), in about
-  // `segments` segments of two chunks and more.
+  // `segments` segments of two chunks and more. `local` finds what the segments add to the state.
   template <typename Arguments, typename Launch>
-  void in_segments(Arguments arguments, const at::Tensor& first, const at::Tensor& last, int64_t segments,
-                   Launch launch) const {
+  void in_segments(Arguments arguments, cuda::SsdWalk local, const at::Tensor& first, const at::Tensor& last,
+                   int64_t segments, Launch launch) const {
     const int64_t state_size = shape.key_dim * shape.value_dim;
     const auto data = [](const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr<float>() : nullptr; };
     arguments.shape = shape;
@@ -93,12 +93,13 @@ struct Call {
     if (arguments.segments > 1) {
       storage = at::empty({streams() * arguments.segments, state_size}, in.log_decay.options());
       factor = at::empty({streams() * arguments.segments}, in.log_decay.options());
-      Arguments local = arguments;
+      local.shape = shape;
+      local.gamma = decay.gamma;
+      local.segments = arguments.segments, local.segment_chunks = arguments.segment_chunks;
       local.is_local = true;
-      local.first_state = nullptr;
       local.last_state = data(storage);
       local.last_factor = data(factor);
-      launch(local);
+      cuda::ssd_walk(local, stream);
       cuda::ssd_join_segments(
           {streams(), arguments.segments, state_size, data(storage), data(factor), data(first)}, stream);
       arguments.first_state = data(storage);
@@ -113,19 +114,19 @@ struct Call {
             const at::Tensor& last) const {
     const int64_t blocks = streams() * (shape.value_dim / 64);
     walk.gamma = decay.gamma;
-    in_segments(walk, first, last, std::max<int64_t>(1, 3 * cuda::multiprocessors(value) / blocks),
+    in_segments(walk, walk, first, last, std::max<int64_t>(1, 3 * cuda::multiprocessors(value) / blocks),
                 [&](cuda::SsdWalk arguments) {
-                  arguments.states = arguments.is_local ? nullptr : states.mutable_data_ptr();
+                  arguments.states = states.mutable_data_ptr();
                   cuda::ssd_walk(arguments, stream);
                 });
   }
 
-  void walk_forward(const at::Tensor& states, const at::Tensor& last) const {
+  cuda::SsdWalk forward_walk() const {
     cuda::SsdWalk forward{};
     forward.left = token_rows(key);
     forward.right = token_rows(value);
     forward.weight = decay.weight;
-    walk(forward, initial_state, states, last);
+    return forward;
   }
 
   at::Tensor states() const {
@@ -165,7 +166,8 @@ std::vector<at::Tensor> steps(const SsdInputs& in) {
 }  // namespace
 
 bool ssd_chunks_serve(const SsdInputs& in) {
-  return in.value.scalar_type() == at::kBFloat16 && has_served_dimensions(in) && cuda::ssd_fits();
+  return in.value.scalar_type() == at::kBFloat16 && has_served_dimensions(in) && cuda::ssd_forward_fits() &&
+         cuda::ssd_gradient_fits();
 }
 
 bool ssd_steps_serve(const SsdInputs& in) {
@@ -190,11 +192,10 @@ std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate
   forward.row_of = call.spans->row_of.const_data_ptr<int32_t>();
   forward.has_rows = call.table->has_rows.const_data_ptr<int32_t>();
   forward.decay = call.decay;
-  // Two blocks fit into a multiprocessor; segments cost a second pass over key and value, which only pays
-  // where most multiprocessors would be idle.
-  const int64_t blocks = s.batch * s.output_heads, multiprocessors = cuda::multiprocessors(in.value);
-  call.in_segments(forward, call.initial_state, state,
-                   3 * blocks >= 2 * multiprocessors ? 1 : 2 * multiprocessors / blocks,
+  // One block fits into a multiprocessor, and half of the multiprocessors nearly use up the memory's rate.
+  // Segments cost a second pass over key and value.
+  const int64_t segments = cuda::multiprocessors(in.value) / (s.batch * s.output_heads);
+  call.in_segments(forward, call.forward_walk(), call.initial_state, state, segments < 3 ? 1 : segments,
                    [&](const cuda::SsdForward& a) { cuda::ssd_forward(a, call.stream); });
   return {output, state};
 }
@@ -215,7 +216,7 @@ SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output_g
   at::Tensor d_initial;
   if (in.initial_state.defined()) d_initial = at::empty(in.initial_state.sizes(), wide);
   const at::Tensor states = call.states(), d_states = call.states();
-  call.walk_forward(states, at::Tensor());
+  call.walk(call.forward_walk(), call.initial_state, states, at::Tensor());
   cuda::SsdWalk reverse{};
   reverse.is_reverse = true;
   reverse.left = packed_rows(call.query);

@@ -127,6 +127,22 @@ __device__ inline void load_floats(float* shared, const float* global, int count
   if (i < count) copy_async(shared + i, global + i);
 }
 
+// Of four neighbouring lanes t, each with one register of units 0 … 3: afterwards lane t has register n of unit
+// t from lane n.
+__device__ inline void trade_pairs(uint32_t (&p)[4]) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int n = 0; n < 4; n += 2) {
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, t & 1 ? p[n] : p[n + 1], 1);
+    (t & 1 ? p[n] : p[n + 1]) = other;
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, t & 2 ? p[n] : p[n + 2], 2);
+    (t & 2 ? p[n] : p[n + 2]) = other;
+  }
+}
+
 // Stores an accumulator as bf16 rows: row_pointer(row) is the address of the accumulator's first column in
 // its row, or null. Four lanes trade pairs of columns first, so that each stores 16 bytes.
 template <int row_tiles, int column_tiles, typename RowPointer>
@@ -150,16 +166,7 @@ __device__ inline void store_rows(const Accumulator<row_tiles, column_tiles>& su
 #pragma unroll
           for (int n = 0; n < 4; ++n)
             p[n] = pack(sum.value[i][j + n][2 * half], sum.value[i][j + n][2 * half + 1]);
-#pragma unroll
-          for (int n = 0; n < 4; n += 2) {
-            const uint32_t other = __shfl_xor_sync(0xffffffffu, t & 1 ? p[n] : p[n + 1], 1);
-            (t & 1 ? p[n] : p[n + 1]) = other;
-          }
-#pragma unroll
-          for (int n = 0; n < 2; ++n) {
-            const uint32_t other = __shfl_xor_sync(0xffffffffu, t & 2 ? p[n] : p[n + 2], 2);
-            (t & 2 ? p[n] : p[n + 2]) = other;
-          }
+          trade_pairs(p);
           if (row != nullptr) *reinterpret_cast<uint4*>(row + 8 * (j + t)) = {p[0], p[1], p[2], p[3]};
         }
       }

@@ -373,7 +373,7 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
 
 }  // namespace
 
-bool ssd_fits() { return largest_shared_memory() >= kMostSharedBytes; }
+bool ssd_gradient_fits() { return largest_shared_memory() >= kMostSharedBytes; }
 
 void ssd_gradient(const SsdGradient& a, void* stream) {
   const dim3 grid(static_cast<unsigned>(a.shape.batch * a.shape.chunks * a.shape.output_heads));

@@ -3,7 +3,7 @@
 // Forward: ssd_decay, ssd_forward (a block walks over the chunks of an output head). Backward: ssd_decay,
 // ssd_walk forward (the state at the start of every chunk) and in reverse (the gradient of the state at the
 // end of every chunk), ssd_gradient. Few tokens without gradients: ssd_steps. What walks is cut into segments
-// where there are too few streams for the device: local states of the segments (`is_local`),
+// where there are too few streams for the device: local states of the segments (ssd_walk, `is_local`),
 // ssd_join_segments, then all segments at once. bf16 activations, key_dim and value_dim of 64 or 128; every
 // row starts at a multiple of 16 bytes.
 #pragma once
@@ -66,9 +66,7 @@ struct SsdForward {
   const int32_t* has_rows;  // [batch, chunks]
   SsdDecay decay;
   int64_t segments, segment_chunks;
-  bool is_local;      // of all segments but the last, from zero; writes only the next two, by segment
-  float* last_state;  // [stream, key_dim, value_dim]; local: [stream, segment, ..]
-  float* last_factor;
+  float* last_state;         // [stream, key_dim, value_dim]
   const float* first_state;  // [stream, segment, key_dim, value_dim] or null: zero
 };
 void ssd_forward(const SsdForward& arguments, void* stream);
@@ -107,6 +105,7 @@ struct SsdGradient {
 void ssd_gradient(const SsdGradient& arguments, void* stream);
 
 // Whether the current device has the shared memory that the chunk kernels take.
-bool ssd_fits();
+bool ssd_gradient_fits();
+bool ssd_forward_fits();
 
 }  // namespace oryx::cuda

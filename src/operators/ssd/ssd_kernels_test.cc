@@ -4,6 +4,9 @@
 #include "operators/cpu/mixer_cases.h"
 #include "operators/device/device_testing.h"
 #include "operators/ssd/ssd.h"
+#ifdef ORYX_EMULATED
+#include "operators/device/warpgroup.h"
+#endif
 
 namespace oryx::operators::testing {
 namespace {
@@ -72,6 +75,20 @@ std::vector<MixerCase> cases() {
 TEST(SsdKernels, MatchComposedFloat64) {
   for (const MixerCase& c : cases()) expect_kernels_are_right(c, draw(c, at::kBFloat16, 1, false));
 }
+
+#ifdef ORYX_EMULATED
+// As on a GPU without wgmma and with less shared memory.
+TEST(SsdKernels, WithoutWarpgroupProducts) {
+  device::has_warpgroup_products = false;
+  device::emulator::largest_shared_memory = 163 * 1024;
+  for (const int64_t dim : {64, 128}) {
+    const MixerCase c{1, 150, 1, 1, 1, 128, dim, 64};
+    expect_kernels_are_right(c, draw(c, at::kBFloat16, 10, false));
+  }
+  device::has_warpgroup_products = true;
+  device::emulator::largest_shared_memory = 227 * 1024;
+}
+#endif
 
 TEST(SsdKernels, SpansOfWholeChunks) {
   const MixerCase c{2, 384, 1, 1, 1, 64, 64, 64};
