@@ -2,6 +2,7 @@
 #pragma once
 
 #include "operators/attention/attention_kernels.h"
+#include "operators/device/pipeline.h"
 #include "operators/device/warpgroup.h"
 
 namespace oryx::cuda {
@@ -28,6 +29,48 @@ __device__ inline void load_rows(Panels<rows, columns> tile, int valid, const bf
     copy_async(target + i * step * 64, source, row + i * step < valid);
 }
 
+// The same by warp `warp` of `warps`, lane by lane: eight lanes a row of a panel.
+template <int warps, int rows, int columns>
+__device__ inline void load_rows_by_warps(int warp, Panels<rows, columns> tile, int valid, const bf16* first,
+                                          int64_t stride) {
+  constexpr int step = 4 * warps;
+  static_assert(rows % (2 * step) == 0);
+  const int lane = static_cast<int>(threadIdx.x) % 32, row = 4 * warp + lane / 8, column = lane % 8 * 8;
+  const bf16* source = first + row * stride + column;
+  // Rows `step` apart, and again: where they are four apart the swizzle goes back and forth.
+  bf16* const targets[2] = {tile.unit(row, column), tile.unit(row + step, column)};
+#pragma unroll
+  for (int i = 0; i < rows / step; ++i, source += step * stride)
+#pragma unroll
+    for (int panel = 0; panel < columns / 64; ++panel) {
+      copy_async(targets[i % 2] + (i / 2 * 2 * step + panel * rows) * 64, source + panel * 64,
+                 row + i * step < valid);
+    }
+}
+
+// The pieces of work, longest first, that a block of a grid of so many takes: rounds of one each, every other
+// one backwards, so that the sums are even.
+struct Share {
+  int total, block, blocks, begin = 0;
+  bool is_backward = false;
+
+  __device__ explicit Share(int all)
+      : total(all), block(static_cast<int>(blockIdx.x)), blocks(static_cast<int>(gridDim.x)) {}
+  __device__ int index() const { return begin + (is_backward ? blocks - 1 - block : block); }
+  __device__ bool has_work() const { return index() < total; }
+  __device__ void next() { begin += blocks, is_backward = !is_backward; }
+};
+
+// Zero, which the compiler does not know: what is computed from it stays where it is used instead of filling
+// registers throughout a loop.
+__device__ inline int hidden_zero() {
+  int zero = 0;
+#ifndef ORYX_EMULATED
+  asm volatile("" : "+r"(zero));
+#endif
+  return zero;
+}
+
 // Rounds a warp's 16 rows of a result and copies them to global memory, through the same rows of a tile that
 // nobody reads any more, so that rows are written whole. row_pointer(row) is null where nothing is to be
 // written.
@@ -35,7 +78,7 @@ template <int rows, int columns, typename RowPointer>
 __device__ inline void store_rows(const Accumulator<1, columns / 8>& values, Panels<rows, columns> tile,
                                   int row0, RowPointer row_pointer) {
   constexpr int units = columns / 8;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32 + hidden_zero();
 #pragma unroll
   for (int j = 0; j < units; ++j) {
     tile.store2(row0 + lane / 4, 8 * j + lane % 4 * 2, values.value[0][j][0], values.value[0][j][1]);

@@ -1,7 +1,8 @@
-// Forward pass: one block of threads per item of 128 rows and query head walks the keys in tiles of 64
-// (FlashAttention-3); of 32 on GPUs with little shared memory. Two warpgroups of 64 rows each share the
-// tiles; while the weights of one tile are made, those of the tile before are multiplied by its values, which
-// takes three stages.
+// Forward pass: a block of threads takes items of 128 rows and a query head and walks their keys in tiles of
+// 128 (FlashAttention-3, arXiv 2407.08608); of 64 on GPUs with little shared memory. Four warps load the
+// tiles into a ring; two warpgroups of 64 rows each multiply. While the weights of one tile are made, those
+// of the tile before are multiplied by its values; and the warpgroups take turns at issuing products, so that
+// one makes weights while the other's products run.
 #include <algorithm>
 #include <cmath>
 
@@ -11,15 +12,34 @@ namespace oryx::cuda {
 
 namespace {
 
-constexpr int kThreads = 256, kStages = 3;
+// Threads that compute; warps that load.
+constexpr int kConsumers = 256, kLoaders = 4;
 // The running maximum is raised only by at least this many powers of two; until then probabilities exceed 1,
 // which changes nothing but their common factor.
 constexpr float kSlack = 8.0f;
 
 template <int dim, int keys>
-constexpr size_t forward_bytes() {
-  return Panels<kItemRows, dim>::bytes + 2 * kStages * Panels<keys, dim>::bytes;
-}
+struct ForwardPass {
+  static constexpr int threads = kConsumers + 32 * kLoaders;
+  static constexpr int stages = 2, row_stages = keys == 128 ? 2 : 1;
+  using Rows = Panels<kItemRows, dim>;
+  using Keys = Panels<keys, dim>;
+  struct Gates {
+    Gate rows_full[row_stages], rows_empty[row_stages], keys_full[stages], keys_empty[stages],
+        values_full[stages], values_empty[stages];
+  };
+  static constexpr size_t tiles_bytes = row_stages * Rows::bytes + 2 * stages * Keys::bytes;
+  static constexpr size_t bytes = tiles_bytes + sizeof(Gates);
+
+  Gates& gates = *reinterpret_cast<Gates*>(shared_memory() + tiles_bytes);
+
+  __device__ bf16* base() const { return reinterpret_cast<bf16*>(shared_memory()); }
+  __device__ Rows rows(int stage) const { return {base() + stage * kItemRows * dim}; }
+  __device__ Keys keys_of(int stage) const {
+    return {base() + (row_stages * kItemRows + 2 * stage * keys) * dim};
+  }
+  __device__ Keys values_of(int stage) const { return {keys_of(stage).base + keys * dim}; }
+};
 
 // What a thread knows of its two rows, lane / 4 and lane / 4 + 8 of its warp's.
 struct RowStates {
@@ -69,133 +89,217 @@ __device__ inline float2 weigh(Accumulator<1, keys / 8>& s, RowStates& rows, int
   return {factor[0], factor[1]};
 }
 
-template <int dim, int tile_keys>
-__global__ void __launch_bounds__(kThreads, 1) attention_forward_kernel(const AttentionForward p) {
-  const int head = static_cast<int>(blockIdx.x % p.in.query_heads);
-  const QueryItem item = p.in.items[blockIdx.x / p.in.query_heads];
-  const int key_head = head / (p.in.query_heads / p.in.key_heads);
-  const Panels<kItemRows, dim> q{reinterpret_cast<bf16*>(shared_memory())};
-  bf16* const ring = q.base + kItemRows * dim;
-  const bf16* const keys = rows_of(p.in.key, p.in.key_strides, item.sequence, key_head);
-  const bf16* const values = rows_of(p.in.value, p.in.value_strides, item.sequence, key_head);
-  const auto k_tile = [&](int stage) { return Panels<tile_keys, dim>{ring + 2 * stage * tile_keys * dim}; };
-  const auto v_tile = [&](int stage) {
-    return Panels<tile_keys, dim>{ring + (2 * stage + 1) * tile_keys * dim};
-  };
-  const auto load = [&](int n, int stage) {
-    const int key0 = n * tile_keys, valid = item.last + 1 - key0;
-    load_rows<kThreads>(k_tile(stage), valid, keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
-    load_rows<kThreads>(v_tile(stage), valid, values + key0 * p.in.value_strides[1], p.in.value_strides[1]);
-    commit_copies();
-  };
-  load_rows<kThreads>(q, item.rows,
-                      packed_row<dim>(static_cast<const bf16*>(p.in.query), item.row, p.in.query_heads, head),
-                      static_cast<int64_t>(p.in.query_heads) * dim);
-  load(0, 0);
-
-  const int lane = static_cast<int>(threadIdx.x) % 32, group_row0 = warpgroup() * 64,
-            row0 = group_row0 + warp_of_group() * 16;
-  const int* const positions = p.in.positions + item.row;
-  // The last position of the warpgroup's rows and the first of the warp's. Rows past the item's end stand
-  // where its last row does.
-  const int last = group_row0 < item.rows ? positions[std::min(group_row0 + 64, item.rows) - 1] : -1;
-  const int first = row0 < item.rows ? positions[row0] : item.last;
-  RowStates rows;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = row0 + 8 * half + lane / 4;
-    rows.position[half] = row < item.rows ? positions[row] : item.last;
-    rows.maximum[half] = -INFINITY;
-    rows.sum[half] = 0.0f;
+template <int dim, int keys>
+__device__ void load_items(const AttentionForward& p, const ForwardPass<dim, keys>& block) {
+  using Pass = ForwardPass<dim, keys>;
+  const int heads = p.in.query_heads, loader = (static_cast<int>(threadIdx.x) - kConsumers) / 32;
+  RingPlace<Pass::row_stages> rows_at;
+  RingPlace<Pass::stages> keys_at, values_at;
+  for (Share share(static_cast<int>(p.in.item_count) * heads); share.has_work(); share.next()) {
+    const int head = share.index() % heads, key_head = head / (heads / p.in.key_heads);
+    const QueryItem item = p.in.items[share.index() / heads];
+    const bf16* const first_key = rows_of(p.in.key, p.in.key_strides, item.sequence, key_head);
+    const bf16* const first_value = rows_of(p.in.value, p.in.value_strides, item.sequence, key_head);
+    block.gates.rows_empty[rows_at.stage].wait(rows_at.parity ^ 1);
+    load_rows_by_warps<kLoaders>(loader, block.rows(rows_at.stage), item.rows,
+                                 packed_row<dim>(static_cast<const bf16*>(p.in.query), item.row, heads, head),
+                                 static_cast<int64_t>(heads) * dim);
+    block.gates.rows_full[rows_at.stage].arrive_after_copies();
+    rows_at.next();
+    const int tiles = item.last / keys + 1;
+    for (int n = 0; n <= tiles; ++n) {
+      if (n < tiles) {
+        const int key0 = n * keys;
+        block.gates.keys_empty[keys_at.stage].wait(keys_at.parity ^ 1);
+        load_rows_by_warps<kLoaders>(loader, block.keys_of(keys_at.stage), item.last + 1 - key0,
+                                     first_key + key0 * p.in.key_strides[1], p.in.key_strides[1]);
+        block.gates.keys_full[keys_at.stage].arrive_after_copies();
+        keys_at.next();
+      }
+      if (n > 0) {  // a tile's values are read after the next one's keys
+        const int key0 = (n - 1) * keys;
+        block.gates.values_empty[values_at.stage].wait(values_at.parity ^ 1);
+        load_rows_by_warps<kLoaders>(loader, block.values_of(values_at.stage), item.last + 1 - key0,
+                                     first_value + key0 * p.in.value_strides[1], p.in.value_strides[1]);
+        block.gates.values_full[values_at.stage].arrive_after_copies();
+        values_at.next();
+      }
+    }
   }
-  const float scale = p.in.scale * log2_of_e;
+}
 
-  Accumulator<1, dim / 8> o;
-  o.clear();
-  const int tiles = item.last / tile_keys + 1, own_tiles = (last + tile_keys) / tile_keys;
-  int n = 0, stage = 0;
-  const auto advance = [&] {  // to tile n; returns its stage
-    const int now = stage;
-    stage = stage + 1 < kStages ? stage + 1 : 0;
-    wait_copies<0>();
-    publish_to_products();
-    __syncthreads();  // and every warpgroup is done with the tile before the last
-    if (n + 1 < tiles) load(n + 1, stage);
-    return now;
+// Barriers: whose turn it is to issue products (a warpgroup each), and one for each warpgroup alone.
+enum { kTurn = 1, kGroup = 3 };
+
+template <int dim, int keys>
+__device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& block) {
+  using Pass = ForwardPass<dim, keys>;
+  const int heads = p.in.query_heads, lane = static_cast<int>(threadIdx.x) % 32, group = warpgroup(),
+            group_row0 = group * 64, row0 = group_row0 + warp_of_group() * 16;
+  const float scale = p.in.scale * log2_of_e;
+  const auto await_turn = [&] { named_barrier(kTurn + group, kConsumers); };
+  const auto pass_turn = [&] { named_arrive(kTurn + 1 - group, kConsumers); };
+  const auto release = [&](Gate& gate) {  // by this warp; its products that read the stage are finished
+    if (lane == 0) gate.arrive();
   };
-  if (own_tiles > 0) {
-    uint32_t weights[tile_keys / 16][4];  // of the tile before
-    int before = advance();
-    {
-      Accumulator<1, tile_keys / 8> s;
+  if (group == 1) pass_turn();
+  RingPlace<Pass::row_stages> rows_at;
+  RingPlace<Pass::stages> keys_at, values_at;
+  const auto await_keys = [&] { block.gates.keys_full[keys_at.stage].wait(keys_at.parity); };
+  const auto await_values = [&] { block.gates.values_full[values_at.stage].wait(values_at.parity); };
+  const auto release_keys = [&] {
+    release(block.gates.keys_empty[keys_at.stage]);
+    keys_at.next();
+  };
+  const auto release_values = [&] {
+    release(block.gates.values_empty[values_at.stage]);
+    values_at.next();
+  };
+
+  for (Share share(static_cast<int>(p.in.item_count) * heads); share.has_work(); share.next()) {
+    const int head = share.index() % heads;
+    const QueryItem item = p.in.items[share.index() / heads];
+    const int* const positions = p.in.positions + item.row;
+    // The last position of the warpgroup's rows and the first of the warp's. Rows past the item's end stand
+    // where its last row does.
+    const int last = group_row0 < item.rows ? positions[std::min(group_row0 + 64, item.rows) - 1] : -1;
+    const int first = row0 < item.rows ? positions[row0] : item.last;
+    RowStates rows;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = row0 + 8 * half + lane / 4;
+      rows.position[half] = row < item.rows ? positions[row] : item.last;
+      rows.maximum[half] = -INFINITY;
+      rows.sum[half] = 0.0f;
+    }
+    Accumulator<1, dim / 8> o;
+    o.clear();
+    Accumulator<1, keys / 8> s;
+    const int tiles = item.last / keys + 1, own_tiles = (last + keys) / keys;
+    block.gates.rows_full[rows_at.stage].wait(rows_at.parity);
+    if (own_tiles > 0) {
+      uint32_t weights[keys / 16][4];  // of the tile before
+      await_keys();
+      publish_to_products();
+      await_turn();
       warpgroup_fence();
-      multiply_rows(s, q, group_row0, k_tile(before));
+      multiply_rows(s, block.rows(rows_at.stage), group_row0, block.keys_of(keys_at.stage));
       warpgroup_commit();
+      pass_turn();
       warpgroup_wait<0>();
       settle(s);
-      weigh<tile_keys>(s, rows, 0, first, scale);
+      release_keys();
+      weigh<keys>(s, rows, 0, first, scale);
       as_operand(weights, s);
-    }
-    for (n = 1; n < own_tiles; ++n) {
-      const int now = advance();
-      Accumulator<1, tile_keys / 8> s;
+      for (int n = 1; n < own_tiles; ++n) {
+        await_keys();
+        await_values();
+        publish_to_products();
+        await_turn();
+        warpgroup_fence();
+        multiply_rows(s, block.rows(rows_at.stage), group_row0, block.keys_of(keys_at.stage));
+        warpgroup_commit();
+        multiply_columns(o, weights, block.values_of(values_at.stage));
+        warpgroup_commit();
+        pass_turn();
+        warpgroup_wait<1>();
+        settle(s);
+        release_keys();
+        const float2 factor = weigh<keys>(s, rows, n * keys, first, scale);
+        warpgroup_wait<0>();
+        settle(o);
+        release_values();
+        if (__any_sync(0xffffffffu, factor.x != 1.0f || factor.y != 1.0f)) {
+#pragma unroll
+          for (int j = 0; j < dim / 8; ++j)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) o.value[0][j][e] *= e < 2 ? factor.x : factor.y;
+        }
+        as_operand(weights, s);
+      }
+      await_values();
+      publish_to_products();
       warpgroup_fence();
-      multiply_rows(s, q, group_row0, k_tile(now));
+      multiply_columns(o, weights, block.values_of(values_at.stage));
       warpgroup_commit();
-      multiply_columns(o, weights, v_tile(before));
-      warpgroup_commit();
-      warpgroup_wait<1>();
-      settle(s);
-      const float2 factor = weigh<tile_keys>(s, rows, n * tile_keys, first, scale);
       warpgroup_wait<0>();
       settle(o);
-      if (__any_sync(0xffffffffu, factor.x != 1.0f || factor.y != 1.0f)) {
-#pragma unroll
-        for (int j = 0; j < dim / 8; ++j)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) o.value[0][j][e] *= e < 2 ? factor.x : factor.y;
-      }
-      as_operand(weights, s);
-      before = now;
+      release_values();
     }
-    warpgroup_fence();
-    multiply_columns(o, weights, v_tile(before));
-    warpgroup_commit();
-    warpgroup_wait<0>();
-    settle(o);
-  }
-  for (; n < tiles; ++n) advance();  // tiles that only the other warpgroup sees
+    for (int n = own_tiles; n < tiles; ++n) {  // tiles that only the other warpgroup sees
+      await_keys();
+      await_turn();
+      pass_turn();
+      release_keys();
+      await_values();
+      release_values();
+    }
 
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float total = sum_over_lanes<4>(rows.sum[half]);
-    const float inverse = 1.0f / total;
+    for (int half = 0; half < 2; ++half) {
+      const float total = sum_over_lanes<4>(rows.sum[half]);
+      const float inverse = 1.0f / total;
 #pragma unroll
-    for (int j = 0; j < dim / 8; ++j) {
-      o.value[0][j][2 * half] *= inverse;
-      o.value[0][j][2 * half + 1] *= inverse;
+      for (int j = 0; j < dim / 8; ++j) {
+        o.value[0][j][2 * half] *= inverse;
+        o.value[0][j][2 * half + 1] *= inverse;
+      }
+      const int row = row0 + 8 * half + lane / 4;
+      if (p.logsumexp && lane % 4 == 0 && row < item.rows) {
+        p.logsumexp[static_cast<int64_t>(item.row + row) * heads + head] =
+            rows.maximum[half] * p.in.scale + logf(total);
+      }
     }
-    const int row = row0 + 8 * half + lane / 4;
-    if (p.logsumexp && lane % 4 == 0 && row < item.rows) {
-      p.logsumexp[static_cast<int64_t>(item.row + row) * p.in.query_heads + head] =
-          rows.maximum[half] * p.in.scale + logf(total);
-    }
+    named_barrier(kGroup + group, 128);  // all warps have read their rows of Q
+    store_rows(o, block.rows(rows_at.stage), row0, [&](int row) -> bf16* {
+      if (row >= item.rows) return nullptr;
+      return packed_row<dim>(static_cast<bf16*>(p.output), item.row + row, heads, head);
+    });
+    __syncwarp();
+    release(block.gates.rows_empty[rows_at.stage]);
+    rows_at.next();
   }
-  __syncthreads();  // all warps have read Q
-  store_rows(o, q, row0, [&](int row) -> bf16* {
-    if (row >= item.rows) return nullptr;
-    return packed_row<dim>(static_cast<bf16*>(p.output), item.row + row, p.in.query_heads, head);
-  });
+}
+
+template <int dim, int keys>
+__global__ void __launch_bounds__(ForwardPass<dim, keys>::threads, 1)
+    attention_forward_kernel(const AttentionForward p) {
+  using Pass = ForwardPass<dim, keys>;
+  const Pass block;
+  if (threadIdx.x == 0) {
+    const auto open = [](auto& full, auto& empty) {
+      for (Gate& gate : full) gate.open(32 * kLoaders);
+      for (Gate& gate : empty) gate.open(kConsumers / 32);
+    };
+    open(block.gates.rows_full, block.gates.rows_empty);
+    open(block.gates.keys_full, block.gates.keys_empty);
+    open(block.gates.values_full, block.gates.values_empty);
+  }
+  __syncthreads();
+  if (warpgroup() == kConsumers / 128) {
+    set_registers<40, false>();
+    load_items(p, block);
+  } else {
+    set_registers<232, true>();
+    attend(p, block);
+  }
+}
+
+template <int dim, int keys>
+void run(const AttentionForward& arguments, void* stream) {
+  using Pass = ForwardPass<dim, keys>;
+  const int64_t blocks =
+      std::min<int64_t>(arguments.in.item_count * arguments.in.query_heads, multiprocessors());
+  launch<attention_forward_kernel<dim, keys>>(dim3(static_cast<unsigned>(blocks)), Pass::threads, Pass::bytes,
+                                              stream, arguments);
 }
 
 template <int dim>
 void run(const AttentionForward& arguments, void* stream) {
-  const dim3 grid(static_cast<unsigned>(arguments.in.item_count * arguments.in.query_heads));
-  constexpr size_t bytes = forward_bytes<dim, 64>();
-  if (bytes <= largest_shared_memory()) {
-    launch<attention_forward_kernel<dim, 64>>(grid, kThreads, bytes, stream, arguments);
+  if (ForwardPass<dim, 128>::bytes <= largest_shared_memory()) {
+    run<dim, 128>(arguments, stream);
   } else {
-    launch<attention_forward_kernel<dim, 32>>(grid, kThreads, forward_bytes<dim, 32>(), stream, arguments);
+    run<dim, 64>(arguments, stream);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <deque>
 #include <stdexcept>
 #include <vector>
 
@@ -47,6 +48,19 @@ struct Copy {
   size_t bytes, valid_bytes;
 };
 
+// Copies that let a gate's next arrival in.
+struct Delivery {
+  std::vector<Copy> copies;
+  uint64_t* gate;
+};
+
+// What lies in a gate's word.
+struct GateState {
+  uint32_t phase;  // the number of finished ones
+  uint16_t count, missing;
+};
+static_assert(sizeof(GateState) == sizeof(uint64_t));
+
 struct Warp {
   void* deposits[32];
   const void* operation = nullptr;
@@ -76,6 +90,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   Barrier barriers[kBarriers];
+  std::deque<Delivery> deliveries;
   std::vector<char> shared;
   const std::function<void()>* kernel = nullptr;
   void* scheduler = nullptr;  // the stack of run()
@@ -121,6 +136,13 @@ void make_stacks(size_t count) {
   stacks_count = count;
 }
 
+void land(const std::vector<Copy>& copies) {
+  for (const Copy& copy : copies) {
+    std::memcpy(copy.to, copy.from, copy.valid_bytes);
+    std::memset(static_cast<char*>(copy.to) + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
+  }
+}
+
 // A runnable thread, warp after warp; null when there is none.
 Thread* next_runnable() {
   const int warps = static_cast<int>(block.warps.size());
@@ -140,7 +162,14 @@ Thread* next_runnable() {
 void run_block() {
   while (true) {
     Thread* next = next_runnable();
-    if (next == nullptr) break;
+    if (next == nullptr) {
+      if (block.deliveries.empty()) break;
+      const Delivery delivery = std::move(block.deliveries.front());
+      block.deliveries.pop_front();
+      land(delivery.copies);
+      arrive_at_gate(delivery.gate);
+      continue;
+    }
     block.current = next;
     oryx_emulator_switch(&block.scheduler, next->stack);
   }
@@ -155,6 +184,19 @@ void run_block() {
   }
 }
 
+// Whether it was the last to come.
+bool come(Barrier& barrier, int count) {
+  ++collectives;
+  if (barrier.arrived > 0 && barrier.expected != count) {
+    throw std::runtime_error("emulator: threads expect different numbers at one barrier");
+  }
+  barrier.expected = count;
+  if (++barrier.arrived < count) return false;
+  barrier.arrived = 0;
+  ++barrier.generation;
+  return true;
+}
+
 }  // namespace
 
 const Position& here() { return block.current->position; }
@@ -164,18 +206,38 @@ char* shared_memory() {
 }
 
 void barrier(int id, int count) {
-  ++collectives;
   Barrier& barrier = block.barriers[id];
-  if (barrier.arrived > 0 && barrier.expected != count) {
-    throw std::runtime_error("emulator: threads expect different numbers at one barrier");
-  }
-  barrier.expected = count;
-  if (++barrier.arrived == count) {
-    barrier.arrived = 0;
-    ++barrier.generation;
+  if (!come(barrier, count)) wait(&barrier.generation, barrier.generation);
+}
+
+void arrive(int id, int count) { come(block.barriers[id], count); }
+
+void open_gate(uint64_t* gate, int count) {
+  *reinterpret_cast<GateState*>(gate) = {0, static_cast<uint16_t>(count), static_cast<uint16_t>(count)};
+}
+
+void arrive_at_gate(uint64_t* gate) {
+  ++collectives;
+  auto& state = *reinterpret_cast<GateState*>(gate);
+  if (--state.missing > 0) return;
+  state.missing = state.count;
+  ++state.phase;
+}
+
+void arrive_at_gate_after_copies(uint64_t* gate) {
+  std::vector<Copy> copies = std::move(block.current->uncommitted);
+  block.current->uncommitted.clear();
+  if (descending) {
+    land(copies);
+    arrive_at_gate(gate);
   } else {
-    wait(&barrier.generation, barrier.generation);
+    block.deliveries.push_back({std::move(copies), gate});
   }
+}
+
+void wait_for_gate(uint64_t* gate, uint32_t parity) {
+  const auto& state = *reinterpret_cast<GateState*>(gate);
+  while (state.phase % 2 == parity) wait(&state.phase, state.phase);
 }
 
 void collective(const void* operation, void* deposit, void (*work)(void** deposits)) {
@@ -209,10 +271,7 @@ void commit_group() {
 void wait_groups(int allowed_pending) {
   auto& groups = block.current->groups;
   while (static_cast<int>(groups.size()) > allowed_pending) {
-    for (const Copy& copy : groups.front()) {
-      std::memcpy(copy.to, copy.from, copy.valid_bytes);
-      std::memset(static_cast<char*>(copy.to) + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
-    }
+    land(groups.front());
     groups.erase(groups.begin());
   }
 }
@@ -232,6 +291,7 @@ void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()
         block.threads.assign(static_cast<size_t>(threads), {});
         block.warps.assign(static_cast<size_t>(threads) / 32, {});
         std::fill(std::begin(block.barriers), std::end(block.barriers), Barrier{});
+        block.deliveries.clear();
         block.last_warp = descending ? static_cast<int>(block.warps.size()) - 1 : 0;
         for (int t = 0; t < threads; ++t) {
           Thread& thread = block.threads[static_cast<size_t>(t)];

@@ -41,12 +41,19 @@ int lane();
 
 // Waits until `count` threads have come to barrier `id`; 0 is __syncthreads.
 void barrier(int id, int count);
+void arrive(int id, int count);
 // Waits for the other lanes of the warp; the last to come runs `work` with what every lane deposited.
 void collective(const void* operation, void* deposit, void (*work)(void** deposits));
 // A copy that happens when this thread waits for its group.
 void copy_async(void* to, const void* from, size_t bytes, size_t valid_bytes);
 void commit_group();
 void wait_groups(int allowed_pending);
+// Gates of pipeline.h. Copies that a gate waits for land at once or, where warps run in ascending order, only
+// when no thread can go on without them.
+void open_gate(uint64_t* gate, int count);
+void arrive_at_gate(uint64_t* gate);
+void arrive_at_gate_after_copies(uint64_t* gate);
+void wait_for_gate(uint64_t* gate, uint32_t parity);
 
 char* shared_memory();
 void run(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& kernel);
@@ -61,6 +68,7 @@ extern uint64_t collectives;
 }  // namespace emulator
 
 inline size_t largest_shared_memory() { return emulator::largest_shared_memory; }
+inline int multiprocessors() { return 4; }
 inline char* shared_memory() { return emulator::shared_memory(); }
 
 template <auto kernel, typename Arguments>

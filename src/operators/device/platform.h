@@ -45,6 +45,15 @@ inline size_t largest_shared_memory() {
   return static_cast<size_t>(bytes);
 }
 
+// Multiprocessors of the current device, for grids that share out work.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  expect_success(cudaGetDevice(&device), "the current device");
+  expect_success(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+                 "multiprocessors of the device");
+  return count;
+}
+
 // Launches kernel<<<grid, threads, shared_bytes, stream>>>(arguments). Throws std::runtime_error where the
 // launch is refused; never waits.
 template <auto kernel, typename Arguments>
