@@ -8,6 +8,7 @@
 #include <functional>
 
 #include "cli/measure.h"
+#include "cli/replay.h"
 #include "operators/adamw/adamw.h"
 #include "operators/attention/attention.h"
 #include "operators/cross_entropy/cross_entropy.h"
@@ -48,15 +49,21 @@ class Measurement {
     for (at::Tensor& x : inputs) {
       if (at::isFloatingType(x.scalar_type())) leaves.push_back(x.set_requires_grad(true));
     }
-    add(name + " forward", cost.forward_flops, cost.forward_bytes, [&] { function(inputs); });
-    Tensors outputs, gradients;
-    for (const at::Tensor& y : function(inputs)) {
-      if (!y.requires_grad()) continue;
-      outputs.push_back(y);
-      gradients.push_back(y.dim() == 0 ? at::ones_like(y) : at::randn_like(y));
-    }
-    add(name + " backward", cost.backward_flops, cost.backward_bytes, [&] {
-      torch::autograd::grad(outputs, leaves, gradients, /*retain_graph=*/true, false, /*allow_unused=*/true);
+    const auto add_replays = [&](const std::string& pass, double flops, double bytes, const auto& call) {
+      results.push_back({name + pass, median(time_replays(device_, 3, repeats_, call)), flops, bytes});
+    };
+    on_side_stream(device_, [&] {
+      add_replays(" forward", cost.forward_flops, cost.forward_bytes, [&] { function(inputs); });
+      Tensors outputs, gradients;
+      for (const at::Tensor& y : function(inputs)) {
+        if (!y.requires_grad()) continue;
+        outputs.push_back(y);
+        gradients.push_back(y.dim() == 0 ? at::ones_like(y) : at::randn_like(y));
+      }
+      add_replays(" backward", cost.backward_flops, cost.backward_bytes, [&] {
+        torch::autograd::grad(outputs, leaves, gradients, /*retain_graph=*/true, false,
+                              /*allow_unused=*/true);
+      });
     });
   }
 
