@@ -11,6 +11,7 @@ void add_train(CLI::App& app);
 void add_inspect(CLI::App& app);
 void add_generate(CLI::App& app);
 void add_logits(CLI::App& app);
+void add_evaluate(CLI::App& app);
 void add_curve(CLI::App& app);
 void add_benchmark(CLI::App& app);
 

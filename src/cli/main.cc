@@ -43,6 +43,7 @@ int run(int argc, char** argv) {
   add_inspect(app);
   add_generate(app);
   add_logits(app);
+  add_evaluate(app);
   add_curve(app);
   add_benchmark(app);
   const std::vector<std::string> names = command_names(app);
