@@ -183,15 +183,8 @@ __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint3
 }
 
 // float32 rounded to tf32 (10 bits of mantissa), as a register of multiply_add_tf32.
-__device__ inline uint32_t to_tf32(float x) {
-#ifdef ORYX_EMULATED
-  return (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
-#else
-  uint32_t result;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(x));
-  return result;
-#endif
-}
+// Not cvt.rna.tf32, which takes care of what is not finite.
+__device__ inline uint32_t to_tf32(float x) { return (__float_as_uint(x) + 0x1000u) & 0xffffe000u; }
 
 // c += a b in tf32: a is 16×8 (a[0]: row g, column t; a[1]: row g+8; a[2], a[3]: the same, column + 4), b is
 // 8×8 (b0: row t of column g; b1: row t + 4), c as above.

@@ -18,8 +18,8 @@ struct Block {
 
   __device__ Block(const GatedDeltaArguments& p, int64_t stream, int chunk_of_stream)
       : index(stream * p.chunks + chunk_of_stream),
-        batch(static_cast<int>(stream / p.state_heads)),
-        head(static_cast<int>(stream % p.state_heads)),
+        batch(static_cast<int>(static_cast<uint32_t>(stream) / static_cast<uint32_t>(p.state_heads))),
+        head(static_cast<int>(static_cast<uint32_t>(stream) % static_cast<uint32_t>(p.state_heads))),
         chunk(chunk_of_stream) {
     const int64_t left = p.time - static_cast<int64_t>(chunk) * kChunk;
     valid = left < kChunk ? static_cast<int>(left) : kChunk;

@@ -1,6 +1,9 @@
 // What a chunk needs before its state is known, one block of threads per chunk: C with A = I + β ⊙ C, the
 // transfer E = Aᵀ (ρ ⊙ K) and the weights P A of outputs.
+#include <cmath>
+
 #include "operators/gated_delta_rule/gated_delta_rule_device.h"
+#include "operators/gated_delta_rule/gated_delta_rule_products.h"
 
 namespace oryx::cuda {
 namespace {
@@ -8,7 +11,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kPitch = 68;  // of a float32 square: fragments of tf32 products lie in different banks
 
-// G and β of the chunk by the first warp, two tokens a lane.
+// G, β, ρ and β ⊙ ρ of the chunk by the first warp, two tokens a lane.
 __device__ void write_gates(const GatedDeltaArguments& p, const Block& block, float* gates) {
   const int lane = static_cast<int>(threadIdx.x);
   float decay[2], beta[2];
@@ -27,12 +30,15 @@ __device__ void write_gates(const GatedDeltaArguments& p, const Block& block, fl
   }
   const float before = __shfl_up_sync(0xffffffffu, sum, 1);
   const float first = (lane > 0 ? before : 0.0f) + decay[0];
+  const float last = __shfl_sync(0xffffffffu, sum, 31);
   float* kept = p.gates + block.index * kGates;
 #pragma unroll
   for (int e = 0; e < 2; ++e) {
     const int i = 2 * lane + e;
     const float log_gamma = (e == 0 ? first : sum) * log2_of_e;
+    const float rho = exp2_fast(last * log2_of_e - log_gamma);
     gates[i] = log_gamma, gates[kChunk + i] = beta[e];
+    gates[2 * kChunk + i] = rho, gates[3 * kChunk + i] = beta[e] * rho;
     kept[i] = log_gamma, kept[kChunk + i] = beta[e];
   }
 }
@@ -60,10 +66,12 @@ __device__ void invert_diagonal(float* square, const float* beta) {
     }
     x[i] = (i == column ? 1.0f : 0.0f) + beta[first + i] * c[i];
   }
+  __syncwarp();  // L' has been read; the zeros around C take its place
   if (threadIdx.x % 32 < 16) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i)
-      if (i > column) *inverse_at(square, first + i, first + column) = c[i];
+    for (int i = 0; i < 16; i += 4)
+      *reinterpret_cast<float4*>(inverse_at(square, first + i, first + column)) = {c[i], c[i + 1], c[i + 2],
+                                                                                   c[i + 3]};
   }
 }
 
@@ -74,10 +82,6 @@ __device__ void merge(float* square, const float* beta, int first, int column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int second = first + size;
   constexpr int tiles = size / 16;
-  // The element of C of a square on the diagonal; what else lies around is left out.
-  const auto kept = [&](int from, int i, int j) {
-    return i > j ? *inverse_at(square, from + i, from + j) : 0.0f;
-  };
   float sum[tiles][4];
   const auto store = [&](float sign) {
 #pragma unroll
@@ -95,9 +99,10 @@ __device__ void merge(float* square, const float* beta, int first, int column) {
       sum[i][e] = *lower_at(square, second + 16 * i + g + 8 * (e / 2), first + column + 2 * t + e % 2);
 #pragma unroll
   for (int k = 0; k < size; k += 8) {
-    const float beta0 = beta[first + k + t], beta1 = beta[first + k + t + 4];
-    const uint32_t b0 = to_tf32(beta0 * kept(first, k + t, column + g));
-    const uint32_t b1 = to_tf32(beta1 * kept(first, k + t + 4, column + g));
+    if (k < column / 16 * 16) continue;  // squares of 16 above C's diagonal hold other things
+    const float* left = inverse_at(square, first + k + t, first + column + g);
+    const uint32_t b0 = to_tf32(beta[first + k + t] * left[0]);
+    const uint32_t b1 = to_tf32(beta[first + k + t + 4] * left[4]);
 #pragma unroll
     for (int i = 0; i < tiles; ++i) {
       const float* row = lower_at(square, second + 16 * i + g, first + k + t);
@@ -114,11 +119,10 @@ __device__ void merge(float* square, const float* beta, int first, int column) {
     const uint32_t b0 = to_tf32(beta[second + k + t] * right[0]);
     const uint32_t b1 = to_tf32(beta[second + k + t + 4] * right[4]);
 #pragma unroll
-    for (int i = 0; i < tiles; ++i) {
-      const int row = 16 * i + g;
-      const uint32_t a[4] = {to_tf32(kept(second, row, k + t)), to_tf32(kept(second, row + 8, k + t)),
-                             to_tf32(kept(second, row, k + t + 4)),
-                             to_tf32(kept(second, row + 8, k + t + 4))};
+    for (int i = k / 16; i < tiles; ++i) {
+      const float* below = inverse_at(square, second + 16 * i + g, second + k + t);
+      const uint32_t a[4] = {to_tf32(below[0]), to_tf32(below[8]), to_tf32(below[4 * kPitch]),
+                             to_tf32(below[4 * kPitch + 8])};
       multiply_add_tf32(sum[i], a, b0, b1);
     }
   }
@@ -128,40 +132,48 @@ __device__ void merge(float* square, const float* beta, int first, int column) {
 
 template <int key_dim>
 struct PrepareMemory {
-  Tile<key_dim> key{nullptr}, query{nullptr};
+  using Keys = Panels<kChunk, key_dim>;
+  Keys key{nullptr}, query{nullptr};
   float *gates, *square;
   Tile<64> inverse{nullptr};  // in the square's place
 
   static constexpr size_t bytes(bool solves) {
-    return 2 * Tile<key_dim>::bytes(kChunk) + kGates * sizeof(float) +
+    return 2 * Keys::bytes + 2 * kGates * sizeof(float) +
            (solves ? kChunk * kPitch * sizeof(float) : Tile<64>::bytes(kChunk));
   }
   __device__ explicit PrepareMemory(char* shared) {
     key.base = reinterpret_cast<bf16*>(shared);
     query.base = key.base + kChunk * key_dim;
-    inverse.base = query.base + kChunk * key_dim;
-    square = reinterpret_cast<float*>(inverse.base);
-    gates = reinterpret_cast<float*>(shared + 2 * Tile<key_dim>::bytes(kChunk));
-    inverse.base += kGates * 2, square += kGates;
+    gates = reinterpret_cast<float*>(shared + 2 * Keys::bytes);
+    square = gates + 2 * kGates;
+    inverse.base = reinterpret_cast<bf16*>(square);
   }
+  __device__ float rho(int i) const { return gates[2 * kChunk + i]; }
+  __device__ const float* beta_rho() const { return gates + 3 * kChunk; }
 };
 
-// The warp's 16 rows of left Kᵀ in the columns up to its diagonal.
-template <int key_dim>
-__device__ void multiply_keys(Accumulator<1, 8>& sum, Tile<key_dim> left, Tile<key_dim> key) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  sum.clear();
-#pragma unroll 4
-  for (int k = 0; k < key_dim; k += 16) {
-    uint32_t a[4];
-    load_a<Layout::plain>(a, left, 16 * warp, k);
+// left Kᵀ ⊙ Γ, and 0 on the diagonal too where `strictly`; only the warp's squares up to the diagonal.
+template <bool strictly, int key_dim>
+__device__ void multiply_keys(Accumulator<1, 8>& sum, const PrepareMemory<key_dim>& memory,
+                              Panels<kChunk, key_dim> left) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  warpgroup_fence();
+  multiply_group<Layout::plain, Layout::plain, key_dim>(sum, left, memory.key, 0, false);
+  warpgroup_commit();
+  const int row = 16 * warp + lane / 4;
+  const float of_row[2] = {memory.gates[row], memory.gates[row + 8]};
+  warpgroup_wait<0>();
+  settle(sum);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      if (j > warp) continue;
-      uint32_t b[4];
-      load_b<Layout::plain>(b, key, 16 * j, k);
-      multiply_add(sum.value[0][2 * j], a, b[0], b[1]);
-      multiply_add(sum.value[0][2 * j + 1], a, b[2], b[3]);
+  for (int j = 0; j < 8; ++j) {
+    if (j / 2 > warp) continue;
+    const int column = 8 * j + 2 * (lane % 4);
+    const float2 of_column = *reinterpret_cast<const float2*>(memory.gates + column);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int i = row + e / 2 * 8, k = column + e % 2;
+      const float between = of_row[e / 2] - (e % 2 == 0 ? of_column.x : of_column.y);
+      sum.value[0][j][e] *= exp2_fast((strictly ? i > k : i >= k) ? between : -INFINITY);
     }
   }
 }
@@ -172,12 +184,16 @@ __device__ void solve(const PrepareMemory<key_dim>& memory) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, m0 = 16 * warp;
   const Gates gates(memory.gates);
   Accumulator<1, 8> products;
-  multiply_keys(products, memory.key, memory.key);
-  products.for_pairs([&](int row, int column, float& first, float& second) {
-    const int i = m0 + row;
-    if (i > column) *lower_at(memory.square, i, column) = gates.between(i, column) * first;
-    if (i > column + 1) *lower_at(memory.square, i, column + 1) = gates.between(i, column + 1) * second;
-  });
+  multiply_keys<true>(products, memory, memory.key);
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    if (j / 2 > warp) continue;
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      float* to = lower_at(memory.square, m0 + thread % 32 / 4 + 8 * below, 8 * j + 2 * (thread % 4));
+      *reinterpret_cast<float2*>(to) = {products.value[0][j][2 * below], products.value[0][j][2 * below + 1]};
+    }
+  }
   __syncwarp();  // a warp's diagonal square is its own
   invert_diagonal(memory.square, gates.beta);
   __syncthreads();
@@ -207,44 +223,45 @@ __device__ void solve(const PrepareMemory<key_dim>& memory) {
   __syncthreads();
 }
 
-// The warp's 16 rows of E, 64 columns at a time. What A does to keys that are alike cancels, so it enters
-// with what its rounding took.
+// The warp's 16 rows of E. What A does to keys that are alike cancels, so it enters with what its rounding
+// took.
 template <int key_dim>
 __device__ void write_transfer(const PrepareMemory<key_dim>& memory, bf16* out) {
   const int warp = static_cast<int>(threadIdx.x) / 32, t = static_cast<int>(threadIdx.x) % 4, m0 = 16 * warp;
-  const Gates gates(memory.gates);
+  uint32_t high[4][4], low[4][4];  // of Cᵀ scaled
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i < warp) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) high[i][e] = low[i][e] = 0;
+      continue;
+    }
+    load_inverse_a(high[i], low[i], memory.inverse, i, warp);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float2 factor = reinterpret_cast<const float2*>(memory.beta_rho())[8 * i + t + e / 2 * 4];
+      const float2 rounded = unpack(high[i][e]), rest = unpack(low[i][e]);
+      const float first = factor.x * (rounded.x + rest.x), second = factor.y * (rounded.y + rest.y);
+      high[i][e] = pack(first, second);
+      const float2 kept = unpack(high[i][e]);
+      low[i][e] = pack(first - kept.x, second - kept.y);
+    }
+  }
 #pragma unroll 1
   for (int column0 = 0; column0 < key_dim; column0 += 64) {
+    const Panels<kChunk, 64> key{memory.key.panel(column0).base};
     Accumulator<1, 8> transfer;
     transfer.for_pairs([&](int row, int column, float& first, float& second) {
-      const float2 key = memory.key.load2(m0 + row, column0 + column);
-      const float rho = gates.rho(m0 + row);
-      first = rho * key.x, second = rho * key.y;
+      const float2 of_key = key.panel(0).load2(m0 + row, column);
+      const float rho = memory.rho(m0 + row);
+      first = rho * of_key.x, second = rho * of_key.y;
     });
-#pragma unroll 1
-    for (int i = warp; i < 4; ++i) {
-      uint32_t high[4], low[4];
-      load_inverse_a(high, low, memory.inverse, i, warp);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = 16 * i + 2 * t + e / 2 * 8;
-        const float2 rounded = unpack(high[e]), rest = unpack(low[e]);
-        const float first = gates.beta[row] * gates.rho(row) * (rounded.x + rest.x);
-        const float second = gates.beta[row + 1] * gates.rho(row + 1) * (rounded.y + rest.y);
-        high[e] = pack(first, second);
-        const float2 kept = unpack(high[e]);
-        low[e] = pack(first - kept.x, second - kept.y);
-      }
-#pragma unroll
-      for (int j = 0; j < 8; j += 2) {
-        uint32_t b[4];
-        load_b<Layout::transposed>(b, memory.key, column0 + 8 * j, 16 * i);
-        multiply_add(transfer.value[0][j], high, b[0], b[1]);
-        multiply_add(transfer.value[0][j + 1], high, b[2], b[3]);
-        multiply_add(transfer.value[0][j], low, b[0], b[1]);
-        multiply_add(transfer.value[0][j + 1], low, b[2], b[3]);
-      }
-    }
+    warpgroup_fence();
+    multiply_columns(transfer, high, key);
+    multiply_columns(transfer, low, key);
+    warpgroup_commit();
+    warpgroup_wait<0>();
+    settle(transfer);
     write_rows(transfer, [&](int row) { return out + (m0 + row) * key_dim + column0; });
   }
 }
@@ -255,18 +272,19 @@ __device__ void write_weights(const PrepareMemory<key_dim>& memory, float scale,
   const int warp = static_cast<int>(threadIdx.x) / 32, m0 = 16 * warp;
   const Gates gates(memory.gates);
   Accumulator<1, 8> weights;
-  multiply_keys(weights, memory.query, memory.key);
-  const int row = m0 + static_cast<int>(threadIdx.x) % 32 / 4, t = static_cast<int>(threadIdx.x) % 4;
+  multiply_keys<false>(weights, memory, memory.query);
+  const int t = static_cast<int>(threadIdx.x) % 4;
   uint32_t scores[4][4];  // P ⊙ β, an A operand
 #pragma unroll
-  for (int j = 0; j < 8; ++j)
+  for (int j = 0; j < 8; ++j) {
+    const float2 beta = reinterpret_cast<const float2*>(gates.beta)[4 * j + t];
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
-      const int i = row + 8 * below, column = 8 * j + 2 * t;
       float &first = weights.value[0][j][2 * below], &second = weights.value[0][j][2 * below + 1];
-      first *= scale * gates.between(i, column), second *= scale * gates.between(i, column + 1);
-      scores[j / 2][j % 2 * 2 + below] = pack(gates.beta[column] * first, gates.beta[column + 1] * second);
+      first = j / 2 > warp ? 0.0f : scale * first, second = j / 2 > warp ? 0.0f : scale * second;
+      scores[j / 2][j % 2 * 2 + below] = pack(beta.x * first, beta.y * second);
     }
+  }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (i > warp) continue;
@@ -294,8 +312,10 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const GatedDeltaAr
   bf16* inverse = static_cast<bf16*>(p.inverse) + block.index * kChunk * kChunk;
 
   const bf16* key = block.key_rows(p);
-  load_rows<key_dim, key_dim, kChunk, kThreads>(memory.key, thread, block.valid,
-                                                [&](int row) { return key + row * p.key.time; });
+  load_panels<kThreads>(memory.key, [&](int row, bool& valid) {
+    valid = row < block.valid;
+    return key + (valid ? row : 0) * p.key.time;
+  });
   if (!solves) {
     load_rows<64, 64, kChunk, kThreads>(memory.inverse, thread, kChunk,
                                         [&](int row) { return inverse + row * kChunk; });
@@ -304,12 +324,17 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const GatedDeltaAr
   const auto load_query = [&](int reader) {
     const int head =
         (block.head * (p.output_heads / p.state_heads) + reader) / (p.output_heads / p.query_heads);
-    load_packed<key_dim, key_dim, kThreads>(memory.query, thread, rows, p.query, head, 0);
+    load_panels<kThreads>(memory.query, [&](int row, bool& valid) {
+      const int packed = rows[row];
+      valid = packed >= 0;
+      return packed_row(p.query, valid ? packed : 0, head);
+    });
     commit_copies();
   };
   if (readers > 0) load_query(0);
   if (thread < 32) write_gates(p, block, memory.gates);
   readers > 0 ? wait_copies<1>() : wait_copies<0>();
+  publish_to_products();
   __syncthreads();
   if constexpr (solves) {
     solve(memory);
@@ -327,6 +352,7 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const GatedDeltaAr
       load_query(reader);
     }
     wait_copies<0>();
+    publish_to_products();
     __syncthreads();
     write_weights(memory, p.scale,
                   static_cast<bf16*>(p.weights) + (block.index * readers + reader) * kChunk * kChunk);
