@@ -101,15 +101,15 @@ fs::path RunDirectory::checkpoint_path(int64_t step) const {
 }
 
 void RunDirectory::save(const TrainingState& state, const model::ModelConfig& config,
-                        const model::Weights& weights, const Optimizer& optimizer,
+                        const model::Weights& weights, const formats::NamedTensors& moments,
                         const fs::path& tokenizer_file, int64_t keep) const {
   const fs::path checkpoint = checkpoint_path(state.step);
   formats::AtomicDirectory directory(checkpoint);
   model::save_model(directory.path(), config, weights, tokenizer_file);
 
-  formats::NamedTensors moments;
-  for (auto& [name, tensor] : optimizer.moments()) moments.emplace_back(name, tensor.cpu());
-  formats::write_safetensors((directory.path() / "optimizer.safetensors").string(), moments);
+  formats::NamedTensors on_host;
+  for (const auto& [name, tensor] : moments) on_host.emplace_back(name, tensor.cpu());
+  formats::write_safetensors((directory.path() / "optimizer.safetensors").string(), on_host);
 
   Table data, root;
   data.set("tokens", integer(state.data.tokens));
@@ -168,10 +168,10 @@ TrainingState load_state(const fs::path& checkpoint) {
   return state;
 }
 
-void load_moments(const fs::path& checkpoint, Optimizer& optimizer) {
+void load_moments(const fs::path& checkpoint, const formats::NamedTensors& moments) {
   const fs::path file = checkpoint / "optimizer.safetensors";
   const formats::TensorFiles stored = formats::TensorFiles::open(file.string());
-  for (auto& [name, tensor] : optimizer.moments()) {
+  for (const auto& [name, tensor] : moments) {
     expect(stored.contains(name), "{}: tensor {} is missing", file.string(), name);
     const at::Tensor moment = stored.tensor(name);
     expect(moment.sizes() == tensor.sizes() && moment.scalar_type() == tensor.scalar_type(),

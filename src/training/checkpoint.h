@@ -17,9 +17,9 @@
 #include <optional>
 
 #include "base/value.h"
+#include "formats/safetensors.h"
 #include "model/config.h"
 #include "model/weights.h"
-#include "training/optimizer.h"
 
 namespace oryx::training {
 
@@ -53,9 +53,11 @@ class RunDirectory {
   std::optional<std::filesystem::path> latest() const;
 
   // Writes a checkpoint, points `latest` to it, and removes all but the `keep` newest ones up to this step.
-  // On an Error (disk full) nothing has changed. `tokenizer_file` may be empty.
+  // `moments` as Optimizer::moments() names them. On an Error (disk full) nothing has changed.
+  // `tokenizer_file` may be empty.
   void save(const TrainingState& state, const model::ModelConfig& config, const model::Weights& weights,
-            const Optimizer& optimizer, const std::filesystem::path& tokenizer_file, int64_t keep) const;
+            const formats::NamedTensors& moments, const std::filesystem::path& tokenizer_file,
+            int64_t keep) const;
 
  private:
   std::filesystem::path checkpoint_path(int64_t step) const;
@@ -69,7 +71,8 @@ class RunDirectory {
 // training.json of a checkpoint.
 TrainingState load_state(const std::filesystem::path& checkpoint);
 
-// Fills the moments from optimizer.safetensors. Throws Error where it does not fit the parameters.
-void load_moments(const std::filesystem::path& checkpoint, Optimizer& optimizer);
+// Fills the named tensors from optimizer.safetensors. Throws Error where one is missing there or of another
+// shape or type.
+void load_moments(const std::filesystem::path& checkpoint, const formats::NamedTensors& moments);
 
 }  // namespace oryx::training

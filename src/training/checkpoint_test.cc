@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "formats/file.h"
 #include "model/weights.h"
+#include "training/optimizer.h"
 
 namespace oryx::training {
 namespace {
@@ -48,7 +49,7 @@ class CheckpointTest : public testing::Test {
     return state;
   }
   void save(const RunDirectory& run, int64_t step, int64_t keep = 2) {
-    run.save(state(step), config_, weights_, optimizer_, {}, keep);
+    run.save(state(step), config_, weights_, optimizer_.moments(), {}, keep);
   }
   std::vector<std::string> checkpoints() const {
     std::vector<std::string> names;
@@ -80,7 +81,7 @@ TEST_F(CheckpointTest, HoldsEverything) {
   const model::Weights weights = model::load_weights(checkpoint, model::load_config(checkpoint), at::kFloat);
   for (const auto& [name, tensor] : weights.entries()) EXPECT_TRUE(tensor.equal(weights_.at(name))) << name;
   Optimizer other(weights_, {});
-  load_moments(checkpoint, other);
+  load_moments(checkpoint, other.moments());
   for (size_t i = 0; i < other.moments().size(); ++i) {
     EXPECT_TRUE(other.moments()[i].second.equal(optimizer_.moments()[i].second)) << other.moments()[i].first;
   }
@@ -108,7 +109,7 @@ TEST_F(CheckpointTest, ReplacesOneThatWasNeverNamedLatest) {
 TEST_F(CheckpointTest, AFailedWriteChangesNothing) {
   const RunDirectory run(path_);
   save(run, 2);
-  EXPECT_THROW(run.save(state(4), config_, weights_, optimizer_, "/nowhere/tokenizer.json", 1),
+  EXPECT_THROW(run.save(state(4), config_, weights_, optimizer_.moments(), "/nowhere/tokenizer.json", 1),
                std::exception);
   EXPECT_EQ(checkpoints(), (std::vector<std::string>{"step-00000002"}));
   EXPECT_EQ(load_state(*run.latest()).step, 2);
@@ -137,7 +138,7 @@ TEST_F(CheckpointTest, MomentsOfAnotherModelAreRefused) {
   config.mlp_width = 16;
   model::Weights weights = model::initial_weights(config, 1, at::kFloat);
   Optimizer other(weights, {});
-  EXPECT_THROW(load_moments(*run.latest(), other), Error);
+  EXPECT_THROW(load_moments(*run.latest(), other.moments()), Error);
 }
 
 }  // namespace

@@ -63,10 +63,11 @@ int64_t sequence_at(int64_t position, int64_t count, bool shuffled, uint64_t see
                                              static_cast<uint64_t>(count)));
 }
 
-BatchLoader::BatchLoader(const SequenceSource& source, int64_t batch_sequences, bool shuffled, uint64_t seed,
-                         int64_t first_batch, int64_t last_batch)
+BatchLoader::BatchLoader(const SequenceSource& source, int64_t batch_sequences, Share share, bool shuffled,
+                         uint64_t seed, int64_t first_batch, int64_t last_batch)
     : source_(source),
       batch_sequences_(batch_sequences),
+      share_(share),
       shuffled_(shuffled),
       seed_(seed),
       thread_([this, first_batch, last_batch] { read_ahead(first_batch, last_batch); }) {}
@@ -94,10 +95,11 @@ at::Tensor BatchLoader::next() {
 
 void BatchLoader::read_ahead(int64_t first_batch, int64_t last_batch) {
   try {
-    std::vector<int64_t> indices(static_cast<size_t>(batch_sequences_));
+    std::vector<int64_t> indices(static_cast<size_t>(share_.size()));
     for (int64_t batch = first_batch; batch < last_batch; ++batch) {
-      for (int64_t i = 0; i < batch_sequences_; ++i) {
-        indices[i] = sequence_at(batch * batch_sequences_ + i, source_.count(), shuffled_, seed_);
+      for (int64_t i = 0; i < share_.size(); ++i) {
+        const int64_t position = batch * batch_sequences_ + share_.begin + i;
+        indices[i] = sequence_at(position, source_.count(), shuffled_, seed_);
       }
       at::Tensor tokens = source_.read(indices);
       std::unique_lock lock(mutex_);

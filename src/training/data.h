@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "formats/token_shards.h"
+#include "training/buckets.h"
 #include "training/checkpoint.h"
 
 namespace oryx::training {
@@ -55,17 +56,17 @@ class SequenceSource {
 int64_t sequence_at(int64_t position, int64_t count, bool shuffled, uint64_t seed);
 
 // Reads batches ahead on a thread of its own. Batch b holds the sequences at positions
-// b·batch_sequences … (b + 1)·batch_sequences − 1.
+// b·batch_sequences … (b + 1)·batch_sequences − 1; of these the loader reads those of its share.
 class BatchLoader {
  public:
-  BatchLoader(const SequenceSource& source, int64_t batch_sequences, bool shuffled, uint64_t seed,
-              int64_t first_batch, int64_t last_batch);
+  BatchLoader(const SequenceSource& source, int64_t batch_sequences, Share share, bool shuffled,
+              uint64_t seed, int64_t first_batch, int64_t last_batch);
   ~BatchLoader();
   BatchLoader(const BatchLoader&) = delete;
   BatchLoader& operator=(const BatchLoader&) = delete;
 
-  // The next batch, int64 [batch_sequences, length + 1]; first_batch, then on to last_batch − 1. Throws what
-  // reading it threw.
+  // The share of the next batch, int64 [share.size(), length + 1]; first_batch, then on to last_batch − 1.
+  // Throws what reading it threw.
   at::Tensor next();
 
  private:
@@ -73,6 +74,7 @@ class BatchLoader {
 
   const SequenceSource& source_;
   const int64_t batch_sequences_;
+  const Share share_;
   const bool shuffled_;
   const uint64_t seed_;
 

@@ -110,7 +110,7 @@ TEST_F(DataTest, LoaderReadsBatchesInOrderFromAnyStart) {
   const SequenceSource source({shards("a", 0, 45)}, 4, 100, "data.train");
   for (const bool shuffled : {false, true}) {
     for (const int64_t first : {0, 3}) {
-      BatchLoader loader(source, 2, shuffled, 9, first, 12);
+      BatchLoader loader(source, 2, {0, 2}, shuffled, 9, first, 12);
       for (int64_t batch = first; batch < 12; ++batch) {
         const std::vector<int64_t> expected = {sequence_at(2 * batch, 11, shuffled, 9),
                                                sequence_at(2 * batch + 1, 11, shuffled, 9)};
@@ -123,7 +123,7 @@ TEST_F(DataTest, LoaderReadsBatchesInOrderFromAnyStart) {
 
 TEST_F(DataTest, LoaderCanBeLeftEarly) {
   const SequenceSource source({shards("a", 0, 45)}, 4, 100, "data.train");
-  BatchLoader loader(source, 2, true, 9, 0, 1'000'000'000);
+  BatchLoader loader(source, 2, {0, 2}, true, 9, 0, 1'000'000'000);
   loader.next();
 }
 
@@ -134,7 +134,7 @@ TEST_F(DataTest, LoaderPassesOnWhatTheThreadThrew) {
   formats::write_safetensors((root_ / "lying" / "x.safetensors").string(), {{"tokens", tokens}},
                              {{"tokenizer", "bytes"}, {"documents", "1"}, {"vocabulary", "5"}});
   const SequenceSource source({root_ / "lying"}, 4, 100, "data.train");
-  BatchLoader loader(source, 1, false, 0, 0, 2);
+  BatchLoader loader(source, 1, {0, 1}, false, 0, 0, 2);
   EXPECT_EQ(values(loader.next()), (std::vector<int64_t>{0, 1, 2, 3, 4}));
   const std::string message = error_of([&] { loader.next(); });
   EXPECT_NE(message.find("x.safetensors: token 7 at position 6"), std::string::npos) << message;

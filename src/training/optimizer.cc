@@ -8,6 +8,7 @@
 #include <numbers>
 
 #include "operators/adamw/adamw.h"
+#include "training/process_group.h"
 
 namespace oryx::training {
 
@@ -25,12 +26,25 @@ double clip_scale(double norm, double limit) {
 Optimizer::Optimizer(model::Weights& weights, const AdamwRates& rates) : rates_(rates) {
   for (auto& [name, tensor] : weights.entries()) {
     tensor.set_requires_grad(true);
-    names_.push_back(name);
-    parameters_.push_back(tensor);
-    first_moments_.push_back(at::zeros_like(tensor.detach()));
-    second_moments_.push_back(at::zeros_like(tensor.detach()));
-    weight_decay_.push_back(tensor.dim() > 1 ? rates.weight_decay : 0.0);
+    add(name, tensor, tensor.dim() > 1);
   }
+}
+
+Optimizer::Optimizer(model::Weights& weights, const AdamwRates& rates, const std::vector<Piece>& pieces)
+    : rates_(rates) {
+  for (auto& [name, tensor] : weights.entries()) tensor.set_requires_grad(true);
+  for (const Piece& piece : pieces) {
+    const auto& [name, tensor] = weights.entries()[piece.parameter];
+    add(name, tensor.detach().view({-1}).narrow(0, piece.begin, piece.size), tensor.dim() > 1);
+  }
+}
+
+void Optimizer::add(const std::string& name, const at::Tensor& parameter, bool decays) {
+  names_.push_back(name);
+  parameters_.push_back(parameter);
+  first_moments_.push_back(at::zeros_like(parameter.detach()));
+  second_moments_.push_back(at::zeros_like(parameter.detach()));
+  weight_decay_.push_back(decays ? rates_.weight_decay : 0.0);
 }
 
 std::vector<at::Tensor> Optimizer::gradients() const {
@@ -70,6 +84,37 @@ at::Tensor Optimizer::clip_and_update(int64_t step, double learning_rate, double
   operators::AdamwOptions chosen = options(step, learning_rate);
   if (clip > 0) chosen.gradient_scale_tensor = (clip / (norm + 1e-6)).clamp_max(1);
   operators::adamw_step(parameters_, gradients(), first_moments_, second_moments_, chosen);
+  return norm;
+}
+
+namespace {
+
+// √Σg² over the gradients of all ranks.
+at::Tensor global_norm(const std::vector<at::Tensor>& gradients, ProcessGroup& group) {
+  at::Tensor square = at::zeros({}, at::TensorOptions(group.device()).dtype(at::kDouble));
+  if (!gradients.empty()) {
+    square = gradients.front().is_cpu() ? at::scalar_tensor(operators::global_norm(gradients), at::kDouble)
+                                        : operators::global_norm_device(gradients);
+    square = square.square();
+  }
+  group.all_reduce(square).wait();
+  return square.sqrt();
+}
+
+}  // namespace
+
+at::Tensor Optimizer::clip_and_update(int64_t step, double learning_rate, double clip,
+                                      const std::vector<at::Tensor>& gradients, ProcessGroup& group) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor norm = global_norm(gradients, group);
+  if (parameters_.empty()) return norm;  // more ranks than this model has weights for
+  operators::AdamwOptions chosen = options(step, learning_rate);
+  if (parameters_.front().is_cpu()) {
+    chosen.gradient_scale = clip_scale(norm.item<double>(), clip);
+  } else if (clip > 0) {
+    chosen.gradient_scale_tensor = (clip / (norm + 1e-6)).clamp_max(1);
+  }
+  operators::adamw_step(parameters_, gradients, first_moments_, second_moments_, chosen);
   return norm;
 }
 

@@ -10,6 +10,7 @@
 
 #include "model/weights.h"
 #include "operators/adamw/adamw.h"
+#include "training/buckets.h"
 
 namespace oryx::training {
 
@@ -34,11 +35,17 @@ struct AdamwRates {
   double weight_decay = 0.1;  // of tensors with two dimensions and more
 };
 
+class ProcessGroup;
+
 // Owns the moments of the weights it is given (whose tensors it shares and updates in place).
 class Optimizer {
  public:
   // Makes the weights leaves that collect gradients, and all moments zero.
   Optimizer(model::Weights& weights, const AdamwRates& rates);
+
+  // Updates the given pieces of the weights only, and holds the moments of these alone: other ranks do the
+  // rest.
+  Optimizer(model::Weights& weights, const AdamwRates& rates, const std::vector<Piece>& pieces);
 
   // √Σg² over all parameters. A parameter that no token used counts as zero.
   double gradient_norm() const;
@@ -46,6 +53,10 @@ class Optimizer {
   // update() with the gradients scaled to a norm of at most `clip` (0: as they are). Returns the norm they
   // had, 0-dimensional on the device of the weights; on a GPU nothing waits for it.
   at::Tensor clip_and_update(int64_t step, double learning_rate, double clip);
+
+  // The same for pieces, with the gradient of each; the norm is that over the pieces of all ranks.
+  at::Tensor clip_and_update(int64_t step, double learning_rate, double clip,
+                             const std::vector<at::Tensor>& gradients, ProcessGroup& group);
 
   // Update number `step` (0 for the first), with every gradient multiplied by `gradient_scale`. A parameter
   // without a gradient has gradient zero: its moments and its decay still apply.
@@ -57,7 +68,12 @@ class Optimizer {
   // `first_moment.NAME` and `second_moment.NAME` for every parameter: the tensors themselves, not copies.
   std::vector<std::pair<std::string, at::Tensor>> moments() const;
 
+  // In the order of the parameters, or of the pieces.
+  const std::vector<at::Tensor>& first_moments() const { return first_moments_; }
+  const std::vector<at::Tensor>& second_moments() const { return second_moments_; }
+
  private:
+  void add(const std::string& name, const at::Tensor& parameter, bool decays);
   std::vector<at::Tensor> gradients() const;
   operators::AdamwOptions options(int64_t step, double learning_rate) const;
 

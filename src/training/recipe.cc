@@ -104,6 +104,8 @@ void validate_training(const Recipe& recipe) {
   expect_range("training.checkpoint_every", t.checkpoint_every, t.checkpoint_every >= 0, "at least 0");
   expect_range("training.checkpoints_to_keep", t.checkpoints_to_keep, t.checkpoints_to_keep >= 1,
                "at least 1");
+  expect_range("training.timeout_seconds", t.timeout_seconds,
+               t.timeout_seconds >= 1 && t.timeout_seconds <= 1'000'000, "1 … 1000000");
 }
 
 // Keys that do not reach the weights of any step.
@@ -115,6 +117,8 @@ const std::set<std::string_view> kHarmlessKeys = {
     "training.validation_mixed",
     "training.checkpoint_every",
     "training.checkpoints_to_keep",
+    "training.shard_optimizer",
+    "training.timeout_seconds",
     "run.directory",
     "run.device",
 };
@@ -181,7 +185,10 @@ Recipe read_recipe(const Table& root, const std::string& recipe_file) {
   return recipe;
 }
 
-std::optional<RecipeDifference> first_difference(const Table& stored, const Table& wanted) {
+namespace {
+
+std::optional<RecipeDifference> difference(const Table& stored, const Table& wanted,
+                                           const std::set<std::string_view>& harmless) {
   const Table before = flatten(stored), now = flatten(wanted);
   const bool same_duration = total_steps(before) == total_steps(now);
   const auto text = [](const Table& table, const std::string& key) {
@@ -191,12 +198,22 @@ std::optional<RecipeDifference> first_difference(const Table& stored, const Tabl
   for (const Table* keys : {&now, &before}) {
     for (const Entry& entry : keys->entries) {
       const bool duration = entry.key == "training.steps" || entry.key == "training.tokens";
-      if (kHarmlessKeys.contains(entry.key) || (duration && same_duration)) continue;
+      if (harmless.contains(entry.key) || (duration && same_duration)) continue;
       const std::string a = text(before, entry.key), b = text(now, entry.key);
       if (a != b) return RecipeDifference{entry.key, a, b};
     }
   }
   return std::nullopt;
+}
+
+}  // namespace
+
+std::optional<RecipeDifference> first_difference(const Table& stored, const Table& wanted) {
+  return difference(stored, wanted, kHarmlessKeys);
+}
+
+std::optional<RecipeDifference> first_difference_between_ranks(const Table& theirs, const Table& ours) {
+  return difference(theirs, ours, {"run.directory"});
 }
 
 }  // namespace oryx::training

@@ -67,6 +67,8 @@ struct TrainingOptions {
   bool validation_mixed = false;
   int64_t checkpoint_every = 100;
   int64_t checkpoints_to_keep = 2;
+  bool shard_optimizer = false;
+  int64_t timeout_seconds = 600;
 
   template <class Visitor>
   void visit_fields(Visitor& visitor) {
@@ -92,6 +94,8 @@ struct TrainingOptions {
     visitor("validation_mixed", validation_mixed, "also validate under schedules drawn as in training");
     visitor("checkpoint_every", checkpoint_every, "steps; 0 for only at the end");
     visitor("checkpoints_to_keep", checkpoints_to_keep, "the newest ones");
+    visitor("shard_optimizer", shard_optimizer, "with several ranks: each holds a part of the moments");
+    visitor("timeout_seconds", timeout_seconds, "with several ranks: how long one waits for the others");
   }
 };
 
@@ -137,10 +141,14 @@ Recipe read_recipe(const Table& root, const std::string& recipe_file);
 
 // A key whose values in two recipes differ so that they describe different runs, with both values as text.
 // Keys that leave the weights of every step as they are (device, directories, how often and on what to
-// validate, when to save) never count; whether moved training data is the same data is up to the caller.
+// validate, when to save, what each rank holds) never count; whether moved training data is the same data is
+// up to the caller.
 struct RecipeDifference {
   std::string key, stored, wanted;
 };
 std::optional<RecipeDifference> first_difference(const Table& stored, const Table& wanted);
+
+// The same for two ranks of one run, which must agree in every key but the place of the run directory.
+std::optional<RecipeDifference> first_difference_between_ranks(const Table& theirs, const Table& ours);
 
 }  // namespace oryx::training

@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "training/process_group.h"
 #include "training/recipe.h"
 
 namespace oryx::training {
@@ -27,6 +28,12 @@ struct Outcome {
 // finished and saved, and training ends. Throws Error on data, weights or a run directory that do not fit the
 // recipe; on a loss or gradient that is not finite, before it reaches the weights; and when the disk is full.
 // The newest complete checkpoint stays as it is in all these cases.
-Outcome train(const Recipe& recipe, c10::Device device, const std::atomic<bool>& stop);
+//
+// With a group, which must have been started on `device`, the ranks share the sequences of every batch and of
+// the validations; the result is that of one rank but for the order of sums. Rank 0 alone reads and writes
+// the run directory and logs; the Outcome of the others only says whether they were interrupted. A request to
+// stop on any rank stops all of them.
+Outcome train(const Recipe& recipe, c10::Device device, const std::atomic<bool>& stop,
+              ProcessGroup* group = nullptr);
 
 }  // namespace oryx::training

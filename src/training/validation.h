@@ -9,6 +9,7 @@
 
 #include "model/language_model.h"
 #include "training/data.h"
+#include "training/process_group.h"
 #include "training/recipe.h"
 
 namespace oryx::training {
@@ -21,11 +22,18 @@ class Validation {
 
   // Mean loss per token, in nats: "attention" and "linear" for a switchable model ("mixed" too where the
   // recipe asks for it), the one mode of a baseline, "hybrid" for a static hybrid. Always the same sequences,
-  // spread evenly over the data. Empty when `stop` was set meanwhile.
-  std::map<std::string, double> losses(const model::LanguageModel& model,
-                                       const std::atomic<bool>& stop) const;
+  // spread evenly over the data. Empty when `stop` was set meanwhile. With a group every rank computes its
+  // share and all get the result; one that was stopped stops all.
+  std::map<std::string, double> losses(const model::LanguageModel& model, const std::atomic<bool>& stop,
+                                       ProcessGroup* group = nullptr) const;
+
+  DataIdentity identity() const { return source_.identity(); }
 
  private:
+  // Of the share's sequences, in the order of kinds_. Cut short by `stop`.
+  std::vector<double> sums(const model::LanguageModel& model, Share share, const std::atomic<bool>& stop,
+                           bool quiet) const;
+
   Validation(const Recipe& recipe, SequenceSource source);
 
   Recipe recipe_;
