@@ -34,15 +34,23 @@ TEST(WarpgroupProducts, EqualTheReference) {
   at::manual_seed(2);
   const at::Tensor a = at::randn({128, 128}).to(at::kBFloat16), b = at::randn({64, 128}).to(at::kBFloat16);
   const at::Tensor da = a.to(kernel_device()), db = b.to(kernel_device());
-  at::Tensor rows = at::full({128, 64}, NAN, da.options().dtype(at::kFloat)),
-             columns = at::full({128, 128}, NAN, rows.options());
-  cuda::warpgroup_products({da.data_ptr(), db.data_ptr(), rows.data_ptr<float>(), columns.data_ptr<float>()},
-                           cuda::stream(da));
+  const auto result = [&](int64_t height, int64_t width) {
+    return at::full({height, width}, NAN, da.options().dtype(at::kFloat));
+  };
+  const at::Tensor rows = result(128, 64), columns = result(128, 128), from_registers = result(128, 64),
+                   narrow = result(128, 32), transposed = result(64, 128);
+  cuda::warpgroup_products(
+      {da.data_ptr(), db.data_ptr(), rows.data_ptr<float>(), columns.data_ptr<float>(),
+       from_registers.data_ptr<float>(), narrow.data_ptr<float>(), transposed.data_ptr<float>()},
+      cuda::stream(da));
   const at::Tensor wide = b.to(at::kDouble);
   EXPECT_LE(testing::relative_error(rows.cpu(), at::mm(a.to(at::kDouble), wide.t())), 1e-6);
   EXPECT_LE(
       testing::relative_error(columns.cpu(), at::mm(rows.cpu().to(at::kBFloat16).to(at::kDouble), wide)),
       1e-6);
+  EXPECT_LE(testing::relative_error(from_registers.cpu(), rows.cpu()), 1e-6);
+  EXPECT_LE(testing::relative_error(narrow.cpu(), rows.cpu().slice(1, 0, 32)), 1e-6);
+  EXPECT_TRUE(at::equal(transposed.cpu(), rows.cpu().to(at::kBFloat16).to(at::kFloat).t()));
 }
 
 TEST(Tf32Product, Fragments) {

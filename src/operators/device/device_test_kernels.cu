@@ -77,6 +77,27 @@ __global__ void __launch_bounds__(256) warpgroup_products_kernel(const Warpgroup
   warpgroup_commit();
   warpgroup_wait<0>();
   settle(columns);
+  // The same rows with A in registers, the first of them in a narrow product, and transposed in registers.
+  uint32_t operand[8][4];
+  const int lane = static_cast<int>(threadIdx.x) % 32, row0 = m0 + 16 * warp_of_group();
+#pragma unroll
+  for (int k = 0; k < 8; ++k) load_matrices(operand[k], a.unit(row0 + lane % 16, 16 * k + lane / 16 * 8));
+  Accumulator<1, 8> from_registers;
+  Accumulator<1, 4> narrow;
+  warpgroup_fence();
+  multiply_rows(from_registers, operand, b);
+  multiply_rows(narrow, a, m0, b);
+  warpgroup_commit();
+  warpgroup_wait<0>();
+  settle(from_registers);
+  settle(narrow);
+  for (int j = 0; j < 8; ++j) {
+    for (int half = 0; half < 2; ++half) {
+      const float2 pair = unpack(transpose_matrix(left[j / 2][j % 2 * 2 + half]));
+      float* target = p.transposed + (8 * j + lane / 4) * 128 + row0 + 8 * half + lane % 4 * 2;
+      target[0] = pair.x, target[1] = pair.y;
+    }
+  }
   const auto store = [&](auto& sum, float* c, int width) {
     sum.for_pairs([&](int row, int column, float& first, float& second) {
       float* target = c + (m0 + 16 * warp_of_group() + row) * width + column;
@@ -85,6 +106,8 @@ __global__ void __launch_bounds__(256) warpgroup_products_kernel(const Warpgroup
   };
   store(rows, p.rows, 64);
   store(columns, p.columns, 128);
+  store(from_registers, p.from_registers, 64);
+  store(narrow, p.narrow, 32);
 }
 
 __global__ void __launch_bounds__(32) tf32_product_kernel(const Tf32Product p) {

@@ -15,10 +15,11 @@ struct TileProduct {
 void tile_product(const TileProduct& arguments, void* stream);
 
 // rows [128, 64] = a bᵀ and columns [128, 128] = bf16(rows) b, in float32, for bf16 matrices a [128, 128] and
-// b [64, 128], by two warpgroups.
+// b [64, 128], by two warpgroups; from_registers is rows with A in registers, narrow [128, 32] its first
+// columns and transposed [64, 128] bf16(rows)ᵀ.
 struct WarpgroupProducts {
   const void *a, *b;
-  float *rows, *columns;
+  float *rows, *columns, *from_registers, *narrow, *transposed;
 };
 void warpgroup_products(const WarpgroupProducts& arguments, void* stream);
 
