@@ -33,7 +33,9 @@ namespace oryx::operators {
 // of the tokens and every sequence uses as many positions, a library (cuDNN, else PyTorch's flash attention)
 // computes all tokens instead: faster, but how it sums the gradients is its own affair; at::globalContext()'s
 // deterministic algorithms keep to the kernels. Other dtypes and head dimensions take composed operations,
-// whose backward pass keeps the probabilities. Nothing waits for the device.
+// whose backward pass keeps the probabilities. Nothing waits for the device. Where blocks of threads have 227
+// KiB of shared memory (H100, H200), backward keeps the gradients of the scores of some heads at a time, two
+// bytes each, in at most 1.5 GiB of scratch between its kernels, unless one head has more.
 //
 // Throws Error on other shapes, dtypes or spans outside the tensors.
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

@@ -39,173 +39,177 @@ __global__ void __launch_bounds__(kStatisticsThreads) attention_statistics_kerne
 
 // ---- dK and dV
 
-// A block is a warpgroup that owns kBlockKeys keys and takes tiles of kTileRows query rows. Two blocks fit a
-// multiprocessor, so that one multiplies while the other waits.
-template <int dim>
+// A block of `groups` warpgroups, each of which owns kGroupKeys keys, takes tiles of kTileRows query rows, as
+// many between two barriers as there are groups. Two groups fill a multiprocessor and read every tile once
+// for both; where there are few tiles, or little shared memory, two blocks of one group hide each other's
+// beginnings and ends.
+constexpr int kGroupKeys = 64, kManySteps = 8;
+template <int dim, int group_count>
 struct KeyPass {
-  static constexpr int threads = 128, blocks = 2;
-  using Keys = Panels<kBlockKeys, dim>;
+  static constexpr int groups = group_count, threads = 128 * groups, blocks = 3 - groups;
+  static constexpr int keys = kGroupKeys * groups, stages = 2 * groups;
+  using Keys = Panels<keys, dim>;
   using Rows = Panels<kTileRows, dim>;
-  // K, V; Q and dO of two stages; of each stage the rows' statistics and positions.
-  static constexpr size_t tiles_bytes = 2 * Keys::bytes + 4 * Rows::bytes;
-  static constexpr size_t bytes = tiles_bytes + 2 * kTileRows * (sizeof(float2) + sizeof(int));
+  // K, V; Q and dO of the stages; of each stage the rows' statistics and positions.
+  static constexpr size_t tiles_bytes = 2 * Keys::bytes + 2 * stages * Rows::bytes;
+  static constexpr size_t bytes = tiles_bytes + stages * kTileRows * (sizeof(float2) + sizeof(int));
 };
 
-template <int dim>
-__global__ void __launch_bounds__(KeyPass<dim>::threads, KeyPass<dim>::blocks)
+template <int dim, int groups>
+__global__ void __launch_bounds__(KeyPass<dim, groups>::threads, KeyPass<dim, groups>::blocks)
     attention_key_gradients_kernel(const AttentionBackward p) {
-  using Pass = KeyPass<dim>;
+  using Pass = KeyPass<dim, groups>;
   const int key_head = static_cast<int>(blockIdx.x % p.in.key_heads), heads = p.in.query_heads,
-            group = heads / p.in.key_heads;
+            readers = heads / p.in.key_heads;
   const KeyBlock block = p.blocks[blockIdx.x / p.in.key_heads];
+  const int begin = block.begin + static_cast<int>(blockIdx.y) * Pass::keys;
   char* const shared = shared_memory();
-  const typename Pass::Keys k{reinterpret_cast<bf16*>(shared)}, v{k.base + kBlockKeys * dim};
-  bf16* const ring = v.base + kBlockKeys * dim;
+  const typename Pass::Keys k{reinterpret_cast<bf16*>(shared)}, v{k.base + Pass::keys * dim};
+  bf16* const ring = v.base + Pass::keys * dim;
   auto* const statistics = reinterpret_cast<float2*>(shared + Pass::tiles_bytes);
-  auto* const positions = reinterpret_cast<int*>(statistics + 2 * kTileRows);
-  const auto q_tile = [&](int n) { return typename Pass::Rows{ring + n % 2 * kTileRows * dim}; };
-  const auto grad_tile = [&](int n) { return typename Pass::Rows{ring + (2 + n % 2) * kTileRows * dim}; };
+  auto* const positions = reinterpret_cast<int*>(statistics + Pass::stages * kTileRows);
+  const auto q_tile = [&](int n) {
+    return typename Pass::Rows{ring + 2 * (n % Pass::stages) * kTileRows * dim};
+  };
+  const auto grad_tile = [&](int n) {
+    return typename Pass::Rows{ring + (2 * (n % Pass::stages) + 1) * kTileRows * dim};
+  };
 
-  // A step is a tile and one of the query heads that read this key head; the parity of its number is its
-  // stage.
-  struct Step {
-    int tile, head;
-  };
-  const auto after = [&](Step step) {
-    return step.head + 1 < group ? Step{step.tile, step.head + 1} : Step{step.tile + 1, 0};
-  };
-  // What this thread brings for the next step: the first half the rows' statistics, the second their
-  // positions (as bits). Rows past the tile's end get no weight.
-  const int slot = static_cast<int>(threadIdx.x) % kTileRows;
-  const bool has_statistics = threadIdx.x < kTileRows;
-  float2 brought;
-  const auto load = [&](int n, const QueryItem& tile, int head_in_group) {
-    const int head = key_head * group + head_in_group;
-    const int64_t stride = static_cast<int64_t>(heads) * dim;
-    load_rows<Pass::threads>(q_tile(n), tile.rows,
-                             packed_row<dim>(static_cast<const bf16*>(p.in.query), tile.row, heads, head),
-                             stride);
-    load_rows<Pass::threads>(grad_tile(n), tile.rows,
-                             packed_row<dim>(static_cast<const bf16*>(p.output_grad), tile.row, heads, head),
-                             stride);
-    commit_copies();
-    const int64_t row = tile.row + slot;
-    if (has_statistics) {
-      brought = {INFINITY, 0.0f};
-      if (slot < tile.rows) brought = reinterpret_cast<const float2*>(p.statistics)[row * heads + head];
-    } else {
-      brought.x = __uint_as_float(slot < tile.rows ? static_cast<uint32_t>(p.in.positions[row]) : 0u);
+  // A step is a tile and one of the query heads that read this key head; its number gives its stage.
+  int tile = block.first_tile, reader = 0, steps = block.tiles * readers;  // of the next step to load
+  for (; steps > 0 && p.tiles[tile].last < begin; ++tile) steps -= readers;
+  // What this thread brings for a group of steps: the first half the rows' statistics, the second their
+  // positions (as bits). Rows past a tile's end get no weight.
+  constexpr int slots = groups * kTileRows;
+  const int slot = static_cast<int>(threadIdx.x) % slots;
+  const bool has_statistics = threadIdx.x < slots;
+  float2 brought = {INFINITY, 0.0f};
+  const auto load = [&](int n) {  // of steps n …
+#pragma unroll
+    for (int i = 0; i < groups; ++i) {
+      if (n + i >= steps) break;
+      const QueryItem rows = p.tiles[tile];
+      const int head = key_head * readers + reader;
+      if (++reader == readers) reader = 0, ++tile;
+      const int64_t stride = static_cast<int64_t>(heads) * dim;
+      load_rows<Pass::threads>(q_tile(n + i), rows.rows,
+                               packed_row<dim>(static_cast<const bf16*>(p.in.query), rows.row, heads, head),
+                               stride);
+      load_rows<Pass::threads>(
+          grad_tile(n + i), rows.rows,
+          packed_row<dim>(static_cast<const bf16*>(p.output_grad), rows.row, heads, head), stride);
+      const int row = slot - i * kTileRows;
+      if (row < 0 || row >= kTileRows) continue;
+      const int64_t at = rows.row + row;
+      if (has_statistics) {
+        brought = {INFINITY, 0.0f};
+        if (row < rows.rows) brought = reinterpret_cast<const float2*>(p.statistics)[at * heads + head];
+      } else {
+        brought.x = __uint_as_float(row < rows.rows ? static_cast<uint32_t>(p.in.positions[at]) : 0u);
+      }
     }
+    commit_copies();
   };
   const auto deposit = [&](int n) {
+    const int at = n % Pass::stages * kTileRows + slot;
     if (has_statistics) {
-      statistics[n % 2 * kTileRows + slot] = brought;
+      statistics[at] = brought;
     } else {
-      positions[n % 2 * kTileRows + slot] = static_cast<int>(__float_as_uint(brought.x));
+      positions[at] = static_cast<int>(__float_as_uint(brought.x));
     }
   };
 
-  // `coming` is the tile of the step after the current one, read a step before its rows are.
-  Step step{block.first_tile, 0};
-  const int steps = block.tiles * group;
-  QueryItem coming;
-  int first_position = 0;
   if (steps > 0) {
-    const int valid = block.end - block.begin;
-    coming = p.tiles[step.tile];
+    const int valid = block.end - begin;
     load_rows<Pass::threads>(
-        k, valid,
-        rows_of(p.in.key, p.in.key_strides, block.sequence, key_head) + block.begin * p.in.key_strides[1],
+        k, valid, rows_of(p.in.key, p.in.key_strides, block.sequence, key_head) + begin * p.in.key_strides[1],
         p.in.key_strides[1]);
-    load_rows<Pass::threads>(v, valid,
-                             rows_of(p.in.value, p.in.value_strides, block.sequence, key_head) +
-                                 block.begin * p.in.value_strides[1],
-                             p.in.value_strides[1]);
-    load(0, coming, 0);
-    first_position = coming.first;
-    step = after(step);
-    if (steps > 1) coming = p.tiles[step.tile];
+    load_rows<Pass::threads>(
+        v, valid,
+        rows_of(p.in.value, p.in.value_strides, block.sequence, key_head) + begin * p.in.value_strides[1],
+        p.in.value_strides[1]);
+    load(0);
     deposit(0);
   }
 
   const int lane = static_cast<int>(threadIdx.x) % 32,
-            row0 = warp_of_group() * 16,  // this warp's first key in the block
-      first_key = block.begin + row0;
+            group_row0 = groups == 1 ? 0 : warpgroup() * kGroupKeys,
+            row0 = group_row0 + warp_of_group() * 16,  // this warp's first key in the block
+      first_key = begin + row0;
   const float scale = p.in.scale * log2_of_e;
   Accumulator<1, dim / 8> k_grad, v_grad;
   k_grad.clear();
   v_grad.clear();
-  for (int n = 0; n < steps; ++n) {
+  for (int first = 0; first < steps; first += groups) {
     wait_copies<0>();
     publish_to_products();
     __syncthreads();
-    const bool is_masked = first_position < first_key + 15;
-    if (n + 1 < steps) {
-      load(n + 1, coming, step.head);
-      first_position = coming.first;
-      step = after(step);
-      if (n + 2 < steps) coming = p.tiles[step.tile];
-    }
-
-    // Transposed: rows are keys, columns are query rows.
-    Accumulator<1, kTileRows / 8> s, ds;
-    warpgroup_fence();
-    multiply_rows(s, k, 0, q_tile(n));
-    warpgroup_commit();
-    multiply_rows(ds, v, 0, grad_tile(n));
-    warpgroup_commit();
-    const float2* const of_column = statistics + n % 2 * kTileRows + lane % 4 * 2;
-    const int* const position_of = positions + n % 2 * kTileRows + lane % 4 * 2;
-    warpgroup_wait<1>();
-    settle(s);
 #pragma unroll
-    for (int j = 0; j < kTileRows / 8; ++j) {
-      const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - (e % 2 == 0 ? pair.x : pair.z));
-    }
-    if (is_masked) {
+    for (int i = 0; i < groups; ++i) {
+      const int n = first + i;
+      if (n >= steps) break;
+      // Transposed: rows are keys, columns are query rows.
+      Accumulator<1, kTileRows / 8> s, ds;
+      warpgroup_fence();
+      multiply_rows(s, k, group_row0, q_tile(n));
+      warpgroup_commit();
+      multiply_rows(ds, v, group_row0, grad_tile(n));
+      warpgroup_commit();
+      if (i == 0 && first + groups < steps) load(first + groups);
+      const int at = n % Pass::stages * kTileRows;
+      const float2* const of_column = statistics + at + lane % 4 * 2;
+      const int* const position_of = positions + at + lane % 4 * 2;
+      warpgroup_wait<1>();
+      settle(s);
 #pragma unroll
       for (int j = 0; j < kTileRows / 8; ++j) {
-        const int2 pair = *reinterpret_cast<const int2*>(position_of + 8 * j);
+        const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int key = first_key + lane / 4 + 8 * (e / 2);
-          if (key > (e % 2 == 0 ? pair.x : pair.y)) s.value[0][j][e] = 0.0f;
+        for (int e = 0; e < 4; ++e)
+          s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - (e % 2 == 0 ? pair.x : pair.z));
+      }
+      if (positions[at] < first_key + 15) {
+#pragma unroll
+        for (int j = 0; j < kTileRows / 8; ++j) {
+          const int2 pair = *reinterpret_cast<const int2*>(position_of + 8 * j);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int key = first_key + lane / 4 + 8 * (e / 2);
+            if (key > (e % 2 == 0 ? pair.x : pair.y)) s.value[0][j][e] = 0.0f;
+          }
         }
       }
-    }
-    uint32_t weights[kTileRows / 16][4], weight_grads[kTileRows / 16][4];
-    as_operand(weights, s);
-    warpgroup_fence();
-    multiply_columns(v_grad, weights, grad_tile(n));
-    warpgroup_commit();
-    warpgroup_wait<1>();
-    settle(ds);
+      uint32_t weights[kTileRows / 16][4], weight_grads[kTileRows / 16][4];
+      as_operand(weights, s);
+      warpgroup_fence();
+      multiply_columns(v_grad, weights, grad_tile(n));
+      warpgroup_commit();
+      warpgroup_wait<1>();
+      settle(ds);
 #pragma unroll
-    for (int j = 0; j < kTileRows / 8; ++j) {
-      const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
+      for (int j = 0; j < kTileRows / 8; ++j) {
+        const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
 #pragma unroll
-      for (int e = 0; e < 4; ++e)
-        ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - (e % 2 == 0 ? pair.y : pair.w));
+        for (int e = 0; e < 4; ++e)
+          ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - (e % 2 == 0 ? pair.y : pair.w));
+      }
+      as_operand(weight_grads, ds);
+      warpgroup_fence();
+      multiply_columns(k_grad, weight_grads, q_tile(n));
+      warpgroup_commit();
+      if (i == groups - 1 && first + groups < steps) deposit(first + groups);
+      warpgroup_wait<0>();
+      settle(v_grad);
+      settle(k_grad);
     }
-    as_operand(weight_grads, ds);
-    warpgroup_fence();
-    multiply_columns(k_grad, weight_grads, q_tile(n));
-    warpgroup_commit();
-    if (n + 1 < steps) deposit(n + 1);
-    warpgroup_wait<0>();
-    settle(v_grad);
-    settle(k_grad);
   }
 
   k_grad.for_pairs([&](int, int, float& first, float& second) { first *= p.in.scale, second *= p.in.scale; });
   __syncthreads();  // all warps have read K and V
   const auto target = [&](void* gradient) {
     return [&, gradient](int row) -> bf16* {
-      const int64_t token = block.sequence * p.capacity + block.begin + row;
-      if (block.begin + row >= p.capacity) return nullptr;
+      const int64_t token = block.sequence * p.capacity + begin + row;
+      if (begin + row >= p.capacity) return nullptr;
       return packed_row<dim>(static_cast<bf16*>(gradient), token, p.in.key_heads, key_head);
     };
   };
@@ -215,9 +219,10 @@ __global__ void __launch_bounds__(KeyPass<dim>::threads, KeyPass<dim>::blocks)
 
 // ---- dQ
 
-// A block takes an item: two warpgroups of 64 rows each share the tiles of keys. Three stages, so that the
-// last product of a tile may still run while the next begins; GPUs with little shared memory, none of which
-// has wgmma, do with two stages of 32 keys.
+// A block takes an item: two warpgroups of 64 rows each share the tiles of keys and hold their rows of Q and
+// dO in registers, because two operands in shared memory use up its rate. Three stages, so that the last
+// product of a tile may still run while the next begins; GPUs with little shared memory, none of which has
+// wgmma, do with two stages of 32 keys.
 template <int dim, int tile_keys>
 struct QueryPass {
   static constexpr int threads = 256, keys = tile_keys, stages = keys == 64 ? 3 : 2;
@@ -277,6 +282,16 @@ __global__ void __launch_bounds__(QueryPass<dim, tile_keys>::threads, 1)
   }
   const float scale = p.in.scale * log2_of_e;
 
+  uint32_t q_rows[dim / 16][4], grad_rows[dim / 16][4];
+  wait_copies<0>();
+  __syncthreads();
+#pragma unroll
+  for (int k = 0; k < dim / 16; ++k) {
+    const int row = row0 + lane % 16, column = 16 * k + lane / 16 * 8;
+    load_matrices(q_rows[k], q.unit(row, column));
+    load_matrices(grad_rows[k], grad.unit(row, column));
+  }
+
   Accumulator<1, dim / 8> q_grad;
   q_grad.clear();
   uint32_t weight_grads[Pass::keys / 16][4];
@@ -296,9 +311,9 @@ __global__ void __launch_bounds__(QueryPass<dim, tile_keys>::threads, 1)
     const int now = advance(), key0 = n * Pass::keys;
     Accumulator<1, Pass::keys / 8> s, ds;
     warpgroup_fence();
-    multiply_rows(s, q, group_row0, k_tile(now));
+    multiply_rows(s, q_rows, k_tile(now));
     warpgroup_commit();
-    multiply_rows(ds, grad, group_row0, v_tile(now));
+    multiply_rows(ds, grad_rows, v_tile(now));
     warpgroup_commit();
     warpgroup_wait<1>();
     settle(s);
@@ -348,14 +363,31 @@ void run_query_pass(const AttentionBackward& p, void* stream) {
       dim3(static_cast<unsigned>(p.in.item_count * p.in.query_heads)), Pass::threads, Pass::bytes, stream, p);
 }
 
+template <int dim, int groups>
+void run_key_pass(const AttentionBackward& p, void* stream) {
+  using Pass = KeyPass<dim, groups>;
+  static_assert(kBlockKeys % Pass::keys == 0);
+  launch<attention_key_gradients_kernel<dim, groups>>(
+      dim3(static_cast<unsigned>(p.block_count * p.in.key_heads), kBlockKeys / Pass::keys), Pass::threads,
+      Pass::bytes, stream, p);
+}
+
 template <int dim>
 void run(const AttentionBackward& p, void* stream) {
   const int64_t units = p.rows * p.in.query_heads * (dim / 8);
   launch<attention_statistics_kernel<dim>>(
       dim3(static_cast<unsigned>((units + kStatisticsThreads - 1) / kStatisticsThreads)), kStatisticsThreads,
       0, stream, p);
-  launch<attention_key_gradients_kernel<dim>>(dim3(static_cast<unsigned>(p.block_count * p.in.key_heads)),
-                                              KeyPass<dim>::threads, KeyPass<dim>::bytes, stream, p);
+  if (p.score_grads != nullptr) return attention_backward_kept(p, stream);
+  // A key sees about half of its sequence's rows.
+  const int64_t sequences = p.block_count / ((p.capacity + kBlockKeys - 1) / kBlockKeys);
+  const bool has_many_steps =
+      p.rows * (p.in.query_heads / p.in.key_heads) >= sequences * kManySteps * 2 * kTileRows;
+  if (has_many_steps && KeyPass<dim, 2>::bytes <= largest_shared_memory()) {
+    run_key_pass<dim, 2>(p, stream);
+  } else {
+    run_key_pass<dim, 1>(p, stream);
+  }
   if (QueryPass<dim, 64>::bytes <= largest_shared_memory()) {
     run_query_pass<dim, 64>(p, stream);
   } else {

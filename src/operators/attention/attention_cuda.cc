@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
 #include <array>
 
 #include "operators/attention/attention_dense.h"
@@ -60,6 +61,20 @@ std::shared_ptr<const AttentionPlan> plan_of(const at::Tensor& key, const at::Te
   return attention_plan(spans, key.size(0), key.size(1), key.device());
 }
 
+// Gives the backward pass room for the gradients of scores, as many heads at a time as fit evenly.
+at::Tensor keep_score_gradients(cuda::AttentionBackward& p, const KeyPlan& plan, const at::Tensor& query) {
+  const int64_t head_elements =
+      plan.images * (cuda::kTileRows * cuda::kBlockKeys) * (p.in.query_heads / p.in.key_heads);
+  const int64_t most = most_score_gradient_bytes / std::max<int64_t>(head_elements * query.element_size(), 1);
+  if (plan.images == 0 || most == 0 || !cuda::can_keep_score_gradients(p.in.dim)) return {};
+  const int64_t slices = (p.in.key_heads + most - 1) / most, heads = (p.in.key_heads + slices - 1) / slices;
+  const at::Tensor scratch = at::empty({heads * head_elements}, query.options());
+  p.score_grads = scratch.data_ptr(), p.slice_heads = static_cast<int>(heads);
+  p.tile_images = plan.tile_images.data(), p.images = plan.images;
+  p.groups = plan.groups.data(), p.group_count = plan.groups.count;
+  return scratch;
+}
+
 struct RowsFunction : torch::autograd::Function<RowsFunction> {
   static Variable forward(AutogradContext* context, const at::Tensor& query, const at::Tensor& key,
                           const at::Tensor& value, const at::Tensor& spans, double scale) {
@@ -92,6 +107,7 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
     p.value_grad = value_grad.data_ptr();
     p.rows = query.size(0), p.capacity = key.size(1);
     p.tiles = keys->tiles.data(), p.blocks = keys->blocks.data(), p.block_count = keys->blocks.count;
+    const at::Tensor scratch = keep_score_gradients(p, *keys, query);
     cuda::attention_backward(p, cuda::stream(query));
     return {query_grad, key_grad, value_grad, {}, {}};
   }

@@ -22,6 +22,10 @@ std::tuple<at::Tensor, at::Tensor> attention_rows(const at::Tensor& query, const
                                                   const at::Tensor& value, const at::Tensor& spans,
                                                   double scale, bool keep_logsumexp);
 
+// Scratch of backward that may hold gradients of scores, for some heads at a time; where one does not fit
+// they are computed twice. A test tries less.
+inline int64_t most_score_gradient_bytes = int64_t{3} << 29;
+
 // For everything that no kernel serves: composed ATen operations, one masked product per sequence. Any device
 // and dtype; autograd follows it and keeps the probabilities.
 at::Tensor attention_composed(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,

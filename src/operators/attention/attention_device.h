@@ -29,13 +29,24 @@ __device__ inline void load_rows(Panels<rows, columns> tile, int valid, const bf
     copy_async(target + i * step * 64, source, row + i * step < valid);
 }
 
+// Zero, which the compiler does not know: what is computed from it stays where it is used instead of filling
+// registers throughout a loop.
+__device__ inline int hidden_zero() {
+  int zero = 0;
+#ifndef ORYX_EMULATED
+  asm volatile("" : "+r"(zero));
+#endif
+  return zero;
+}
+
 // The same by warp `warp` of `warps`, lane by lane: eight lanes a row of a panel.
 template <int warps, int rows, int columns>
 __device__ inline void load_rows_by_warps(int warp, Panels<rows, columns> tile, int valid, const bf16* first,
                                           int64_t stride) {
   constexpr int step = 4 * warps;
   static_assert(rows % (2 * step) == 0);
-  const int lane = static_cast<int>(threadIdx.x) % 32, row = 4 * warp + lane / 8, column = lane % 8 * 8;
+  const int lane = static_cast<int>(threadIdx.x) % 32 + hidden_zero(), row = 4 * warp + lane / 8,
+            column = lane % 8 * 8;
   const bf16* source = first + row * stride + column;
   // Rows `step` apart, and again: where they are four apart the swizzle goes back and forth.
   bf16* const targets[2] = {tile.unit(row, column), tile.unit(row + step, column)};
@@ -60,16 +71,6 @@ struct Share {
   __device__ bool has_work() const { return index() < total; }
   __device__ void next() { begin += blocks, is_backward = !is_backward; }
 };
-
-// Zero, which the compiler does not know: what is computed from it stays where it is used instead of filling
-// registers throughout a loop.
-__device__ inline int hidden_zero() {
-  int zero = 0;
-#ifndef ORYX_EMULATED
-  asm volatile("" : "+r"(zero));
-#endif
-  return zero;
-}
 
 // Rounds a warp's 16 rows of a result and copies them to global memory, through the same rows of a tile that
 // nobody reads any more, so that rows are written whole. row_pointer(row) is null where nothing is to be

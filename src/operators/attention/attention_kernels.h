@@ -20,7 +20,13 @@ struct KeyBlock {
   int32_t end;  // of what the sequence's spans use; keys at and past it are not read
   int32_t first_tile, tiles;
 };
-constexpr int kBlockKeys = 64;
+constexpr int kBlockKeys = 128;
+
+// Neighbouring tiles of one sequence that a block of the pass over dS takes together.
+struct TileGroup {
+  int32_t first_tile, tiles;
+};
+constexpr int kGroupTiles = 3;  // at most
 
 // Strides are in elements, of sequence, position and head; rows are contiguous and 16-byte aligned.
 struct AttentionInputs {
@@ -55,9 +61,22 @@ struct AttentionBackward {
   const QueryItem* tiles;
   const KeyBlock* blocks;  // all keys, those with the most tiles first
   int64_t block_count;
+
+  // Where dS is kept between dK, dV and dQ: an image of kTileRows by kBlockKeys bfloat16 for every tile and
+  // block of keys that it sees.
+  void* score_grads;           // [slice_heads · Hq / Hk, images] scratch, or null: dS is computed twice
+  const int32_t* tile_images;  // of each tile, the number of its first image
+  int64_t images;              // of a head
+  int slice_heads;             // key heads whose images the scratch holds
+  const TileGroup* groups;     // all tiles, the longest first
+  int64_t group_count;
 };
-// Three kernels: ⟨dO, O⟩; dK and dV by blocks of keys; dQ by items. No sum depends on the order in which
-// blocks run.
+// Whether the current device can do that.
+bool can_keep_score_gradients(int dim);
+// dK, dV and dQ from the statistics.
+void attention_backward_kept(const AttentionBackward& arguments, void* stream);
+// Three kernels: ⟨dO, O⟩; dK and dV by blocks of keys; dQ by items, or from what was kept. No sum depends on
+// the order in which blocks run.
 void attention_backward(const AttentionBackward& arguments, void* stream);
 
 // Decoding: a row that is alone in its sequence, and the keys of it that one block of threads reads. At most

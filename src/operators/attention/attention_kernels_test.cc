@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <utility>
 
 #include "operators/attention/attention.h"
 #include "operators/attention/attention_cuda.h"
@@ -112,6 +113,7 @@ std::vector<Case> cases() {
       {"odd_cuts", 2, 200, 2, 2, 64, {{0, 3, 20}, {0, 31, 32}, {0, 100, 171}, {1, 63, 66}, {1, 127, 130}}},
       {"out_of_order", 2, 90, 1, 1, 64, {{1, 60, 90}, {0, 5, 20}, {1, 0, 12}, {0, 50, 51}, {0, 0, 3}}},
       {"grouped", 1, 140, 6, 2, 64, {{0, 70, 140}}},
+      {"many_steps_of_a_key", 1, 200, 9, 1, 64, {{0, 10, 131}}},
       {"spare_room", 3, 300, 1, 1, 128, {{0, 0, 65}, {2, 80, 100}}},
       {"one_row", 2, 70, 2, 1, 128, {{0, 63, 64}, {1, 64, 65}}},
       {"decode_groups_of_3", 3, 600, 6, 2, 64, {{0, 599, 600}, {1, 0, 1}, {2, 255, 256}}},
@@ -202,6 +204,26 @@ TEST_P(AttentionKernels, TakesViewsOfACache) {
         attention_cuda(in.query, key, value, spans, c.scale(), AttentionWay::rows)};
   });
   EXPECT_TRUE(at::equal(got[0], got[1]));
+}
+
+// Backward with room for the gradients of the scores of all heads (the other tests), of one at a time, of
+// none.
+TEST(AttentionScratch, ChangesOnlyRounding) {
+  const Case c{"", 2, 300, 4, 2, 64, {{0, 40, 300}, {1, 100, 171}, {1, 200, 201}}};
+  const Inputs in = inputs_of(c);
+  const auto want = expected(c, in, true);
+  for (const int64_t bytes : {400 * 1024, 0}) {
+    const int64_t usual = std::exchange(most_score_gradient_bytes, bytes);
+    const auto got = testing::with_kernels([&] {
+      const PoisonedMemory poisoned;
+      const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
+      const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
+      const at::Tensor output = attention_cuda(q, k, v, tensor_of(c.spans), c.scale(), AttentionWay::rows);
+      return testing::gradients({output}, {q, k, v}, {in.output_grad});
+    });
+    most_score_gradient_bytes = usual;
+    for (int i = 0; i < 3; ++i) EXPECT_LE(relative_error(got[i], want[i + 2]), 5e-3) << bytes << " " << i;
+  }
 }
 
 #ifdef ORYX_EMULATED
@@ -319,8 +341,7 @@ TEST(AttentionWays, TheFasterIsTaken) {
 }
 
 #ifndef ORYX_EMULATED
-TEST(AttentionKernelsOnGpu, RepeatBitwise) {
-  Case c{"", 4, 1024, 8, 4, 128, {{0, 128, 512}, {1, 0, 1024}, {2, 896, 1024}, {3, 77, 78}}};
+void expect_same_bits(const Case& c) {
   const Inputs in = inputs_of(c);
   const at::Tensor spans = tensor_of(c.spans);
   std::vector<at::Tensor> first;
@@ -334,6 +355,10 @@ TEST(AttentionKernelsOnGpu, RepeatBitwise) {
     for (size_t i = 0; i < got.size(); ++i)
       ASSERT_TRUE(at::equal(got[i], first[i])) << repeat << ", tensor " << i;
   }
+}
+TEST(AttentionKernelsOnGpu, RepeatBitwise) {
+  expect_same_bits({"", 4, 1024, 8, 4, 128, {{0, 128, 512}, {1, 0, 1024}, {2, 896, 1024}, {3, 77, 78}}});
+  expect_same_bits({"many steps", 1, 2048, 8, 4, 128, {{0, 128, 512}, {0, 700, 1900}}});
 }
 #endif
 

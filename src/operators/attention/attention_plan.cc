@@ -15,6 +15,7 @@ using cuda::DecodeRow;
 using cuda::DecodeSplit;
 using cuda::KeyBlock;
 using cuda::QueryItem;
+using cuda::TileGroup;
 
 struct Row {
   int32_t sequence, position;
@@ -123,7 +124,23 @@ KeyPlan make_key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity, 
   }
   std::stable_sort(blocks.begin(), blocks.end(),
                    [](const auto& a, const auto& b) { return a.tiles > b.tiles; });
-  return {table_of(tiles, device), table_of(blocks, device)};
+  std::vector<int32_t> tile_images;
+  std::vector<TileGroup> groups;
+  int64_t images = 0;
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    tile_images.push_back(static_cast<int32_t>(images));
+    images += tiles[i].last / cuda::kBlockKeys + 1;
+    if (groups.empty() || groups.back().tiles == cuda::kGroupTiles ||
+        tiles[groups.back().first_tile].sequence != tiles[i].sequence) {
+      groups.push_back({static_cast<int32_t>(i), 0});
+    }
+    ++groups.back().tiles;
+  }
+  const auto last = [&](const TileGroup& group) { return tiles[group.first_tile + group.tiles - 1].last; };
+  std::stable_sort(groups.begin(), groups.end(),
+                   [&](const auto& a, const auto& b) { return last(a) > last(b); });
+  return {table_of(tiles, device), table_of(blocks, device), table_of(tile_images, device), images,
+          table_of(groups, device)};
 }
 
 }  // namespace

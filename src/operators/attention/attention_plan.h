@@ -37,10 +37,13 @@ struct AttentionPlan {
 std::shared_ptr<const AttentionPlan> attention_plan(const at::Tensor& spans, int64_t batch, int64_t capacity,
                                                     at::Device device);
 
-// What the pass over keys reads.
+// What backward reads.
 struct KeyPlan {
   DeviceTable<cuda::QueryItem> tiles;
   DeviceTable<cuda::KeyBlock> blocks;
+  DeviceTable<int32_t> tile_images;  // of each tile, the number of its first image of dS
+  int64_t images = 0;                // of a head
+  DeviceTable<cuda::TileGroup> groups;
 };
 
 std::shared_ptr<const KeyPlan> key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity,

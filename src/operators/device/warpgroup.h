@@ -90,9 +90,9 @@ struct WarpgroupProduct {
       for (int j = 0; j < 4; ++j) {
         const int row = g + 8 * (j % 2), column = 2 * t + 8 * (j / 2);
         for (int e = 0; e < 2; ++e) {
-          left[row][column + e] = d.a ? (e == 0 ? unpack((*d.a)[j]).x : unpack((*d.a)[j]).y)
-                                      : element(d.a_descriptor, 16 * d.warp + row, column + e,
-                                                d.is_a_transposed);
+          left[row][column + e] =
+              d.a ? (e == 0 ? unpack((*d.a)[j]).x : unpack((*d.a)[j]).y)
+                  : element(d.a_descriptor, 16 * d.warp + row, column + e, d.is_a_transposed);
         }
       }
     }
@@ -172,15 +172,15 @@ __device__ inline void publish_to_products() {
 #endif
 }
 
-// The instructions, for 8·tiles = 32, 64 or 128 columns. c = A Bᵀ or c += A Bᵀ, both operands along the summed
-// columns.
-template <int tiles>
-__device__ inline void wgmma_shared(float (&c)[tiles][4], uint64_t a, uint64_t b, bool adds) {
+// The instructions, for 8·tiles = 32, 64 or 128 columns. c += A Bᵀ or, without `adds`, c = A Bᵀ, both
+// operands along the summed columns. What does not add only writes c, whose registers are free until then.
+template <bool adds, int tiles>
+__device__ inline void wgmma_shared(float (&c)[tiles][4], uint64_t a, uint64_t b) {
 #ifdef ORYX_EMULATED
   emulator::issue({c, nullptr, a, b, warp_of_group(), tiles, false, adds});
 #elif defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define ORYX_TILE(j) "+f"(c[j][0]), "+f"(c[j][1]), "+f"(c[j][2]), "+f"(c[j][3])
-#define ORYX_TILES(j) ORYX_TILE(j), ORYX_TILE(j + 1), ORYX_TILE(j + 2), ORYX_TILE(j + 3)
+#define ORYX_TILE(io, j) io(c[j][0]), io(c[j][1]), io(c[j][2]), io(c[j][3])
+#define ORYX_TILES(io, j) ORYX_TILE(io, j), ORYX_TILE(io, j + 1), ORYX_TILE(io, j + 2), ORYX_TILE(io, j + 3)
 #define ORYX_REGISTERS_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define ORYX_REGISTERS_32 \
   ORYX_REGISTERS_16       \
@@ -189,29 +189,50 @@ __device__ inline void wgmma_shared(float (&c)[tiles][4], uint64_t a, uint64_t b
   ORYX_REGISTERS_32                                                                                        \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, " \
   "%52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ORYX_WGMMA_32(io)                                                        \
+  asm volatile(                                                                  \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"                               \
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" ORYX_REGISTERS_16 \
+      "}, %16, %17, p, 1, 1, 0, 0;\n}"                                           \
+      : ORYX_TILES(io, 0)                                                        \
+      : "l"(a), "l"(b), "n"(adds ? 1 : 0))
+#define ORYX_WGMMA_64(io)                                                        \
+  asm volatile(                                                                  \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                               \
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ORYX_REGISTERS_32 \
+      "}, %32, %33, p, 1, 1, 0, 0;\n}"                                           \
+      : ORYX_TILES(io, 0), ORYX_TILES(io, 4)                                     \
+      : "l"(a), "l"(b), "n"(adds ? 1 : 0))
+#define ORYX_WGMMA_128(io)                                                          \
+  asm volatile(                                                                     \
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"                                  \
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ORYX_REGISTERS_64   \
+      "}, %64, %65, p, 1, 1, 0, 0;\n}"                                              \
+      : ORYX_TILES(io, 0), ORYX_TILES(io, 4), ORYX_TILES(io, 8), ORYX_TILES(io, 12) \
+      : "l"(a), "l"(b), "n"(adds ? 1 : 0))
   if constexpr (tiles == 4) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" ORYX_REGISTERS_16
-        "}, %16, %17, p, 1, 1, 0, 0;\n}"
-        : ORYX_TILES(0)
-        : "l"(a), "l"(b), "r"(static_cast<int>(adds)));
+    if constexpr (adds) {
+      ORYX_WGMMA_32("+f");
+    } else {
+      ORYX_WGMMA_32("=f");
+    }
   } else if constexpr (tiles == 8) {
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ORYX_REGISTERS_32
-        "}, %32, %33, p, 1, 1, 0, 0;\n}"
-        : ORYX_TILES(0), ORYX_TILES(4)
-        : "l"(a), "l"(b), "r"(static_cast<int>(adds)));
+    if constexpr (adds) {
+      ORYX_WGMMA_64("+f");
+    } else {
+      ORYX_WGMMA_64("=f");
+    }
   } else {
     static_assert(tiles == 16);
-    asm volatile(
-        "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ORYX_REGISTERS_64
-        "}, %64, %65, p, 1, 1, 0, 0;\n}"
-        : ORYX_TILES(0), ORYX_TILES(4), ORYX_TILES(8), ORYX_TILES(12)
-        : "l"(a), "l"(b), "r"(static_cast<int>(adds)));
+    if constexpr (adds) {
+      ORYX_WGMMA_128("+f");
+    } else {
+      ORYX_WGMMA_128("=f");
+    }
   }
+#undef ORYX_WGMMA_32
+#undef ORYX_WGMMA_64
+#undef ORYX_WGMMA_128
 #endif
 }
 // The same for 64 or 128 columns with A in registers; B runs along the summed columns or, where
@@ -226,7 +247,7 @@ __device__ inline void wgmma_registers(float (&c)[tiles][4], const uint32_t (&a)
         "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" ORYX_REGISTERS_32
         "}, {%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
-        : ORYX_TILES(0), ORYX_TILES(4)
+        : ORYX_TILES("+f", 0), ORYX_TILES("+f", 4)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)),
           "n"(is_b_transposed ? 1 : 0));
   } else {
@@ -235,7 +256,7 @@ __device__ inline void wgmma_registers(float (&c)[tiles][4], const uint32_t (&a)
         "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
         "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {" ORYX_REGISTERS_64
         "}, {%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
-        : ORYX_TILES(0), ORYX_TILES(4), ORYX_TILES(8), ORYX_TILES(12)
+        : ORYX_TILES("+f", 0), ORYX_TILES("+f", 4), ORYX_TILES("+f", 8), ORYX_TILES("+f", 12)
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(adds)),
           "n"(is_b_transposed ? 1 : 0));
   }
@@ -263,11 +284,12 @@ __device__ inline void multiply_rows(Accumulator<1, column_tiles>& sum, Panels<a
     if (has_warpgroup_products) {
       const uint64_t a_first = operand_descriptor(a.base + m0 * 64, 16, 1024),
                      b_first = operand_descriptor(b.base, 16, 1024);
+      wgmma_shared<false>(sum.value[0], a_first, b_first);
 #pragma unroll
-      for (int k = 0; k < columns; k += 16) {
+      for (int k = 16; k < columns; k += 16) {
         const int inside = k % 64 * 2;
-        wgmma_shared(sum.value[0], a_first + (inside + k / 64 * a.panel_bytes) / 16,
-                   b_first + (inside + k / 64 * b.panel_bytes) / 16, k > 0);
+        wgmma_shared<true>(sum.value[0], a_first + (inside + k / 64 * a.panel_bytes) / 16,
+                           b_first + (inside + k / 64 * b.panel_bytes) / 16);
       }
       return;
     }
@@ -328,7 +350,8 @@ __device__ inline void multiply_columns(Accumulator<1, column_tiles>& sum, const
   if (has_warpgroup_products) {
     const uint64_t first = operand_descriptor(b.base, b.panel_bytes, 1024);
 #pragma unroll
-    for (int k = 0; k < depth; ++k) wgmma_registers<true>(sum.value[0], a[k], first + k * (16 * 128 / 16), true);
+    for (int k = 0; k < depth; ++k)
+      wgmma_registers<true>(sum.value[0], a[k], first + k * (16 * 128 / 16), true);
     return;
   }
   const int lane = static_cast<int>(threadIdx.x) % 32;

@@ -1,0 +1,402 @@
+// Backward pass where a block has much shared memory and the gradients of the scores have room: the pass by
+// keys makes dK and dV and leaves dS in scratch, from which a second pass sums dQ. Five products and no
+// exponential twice, for two bytes per pair of tokens written and read.
+//
+// dS lies in images of a tile of query rows by a block of keys, as fragments that a product of dQ takes from
+// registers: [16 rows][16 keys][lane] of four registers.
+#include <algorithm>
+#include <cmath>
+
+#include "operators/attention/attention_device.h"
+
+namespace oryx::cuda {
+
+namespace {
+
+// Key heads [first_head, first_head + heads) of a backward pass, whose dS fits the scratch.
+struct HeadSlice {
+  AttentionBackward pass;
+  int first_head, heads;
+};
+
+constexpr int kLoaders = 4;  // warps that load
+constexpr int kImageUnits = kTileRows * kBlockKeys / 8;
+
+// Of a tile that sees these keys, where one of its heads has its image: `image` is the tile's number.
+__device__ inline uint4* image_at(const HeadSlice& slice, int head, int64_t image) {
+  const int first = slice.first_head * (slice.pass.in.query_heads / slice.pass.in.key_heads);
+  return static_cast<uint4*>(slice.pass.score_grads) +
+         ((head - first) * slice.pass.images + image) * kImageUnits;
+}
+
+// ---- dK, dV and dS
+
+// Two warpgroups of 64 keys each share the tiles of query rows. The next block's keys are loaded while one
+// still computes.
+template <int dim>
+struct KeyBlocks {
+  static constexpr int consumers = 2 * kBlockKeys, threads = consumers + 32 * kLoaders;
+  static constexpr int stages = 3, key_stages = 2;
+  using Keys = Panels<kBlockKeys, dim>;
+  using Rows = Panels<kTileRows, dim>;
+  struct Facts {  // of a tile
+    float2 statistics[kTileRows];
+    int positions[kTileRows];
+    int image, unused[3];
+  };
+  struct Gates {
+    Gate keys_full[key_stages], keys_empty[key_stages], rows_full[stages], rows_empty[stages];
+  };
+  static constexpr size_t tiles_bytes = 2 * key_stages * Keys::bytes + 2 * stages * Rows::bytes,
+                          gates_at = tiles_bytes + stages * sizeof(Facts), bytes = gates_at + sizeof(Gates);
+
+  Gates& gates = *reinterpret_cast<Gates*>(shared_memory() + gates_at);
+
+  __device__ bf16* base() const { return reinterpret_cast<bf16*>(shared_memory()); }
+  __device__ Keys keys(int stage) const { return {base() + 2 * stage * kBlockKeys * dim}; }
+  __device__ Keys values(int stage) const { return {keys(stage).base + kBlockKeys * dim}; }
+  __device__ Rows rows(int stage) const {
+    return {base() + (2 * key_stages * kBlockKeys + 2 * stage * kTileRows) * dim};
+  }
+  __device__ Rows grads(int stage) const { return {rows(stage).base + kTileRows * dim}; }
+  __device__ Facts& facts(int stage) const {
+    return reinterpret_cast<Facts*>(shared_memory() + tiles_bytes)[stage];
+  }
+};
+
+template <int dim>
+__device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared) {
+  using Blocks = KeyBlocks<dim>;
+  const AttentionBackward& p = slice.pass;
+  const int heads = p.in.query_heads, readers = heads / p.in.key_heads,
+            thread = static_cast<int>(threadIdx.x) - Blocks::consumers, loader = thread / 32;
+  const int64_t stride = static_cast<int64_t>(heads) * dim;
+  RingPlace<Blocks::key_stages> keys_at;
+  RingPlace<Blocks::stages> rows_at;
+  for (Share share(static_cast<int>(p.block_count) * slice.heads); share.has_work(); share.next()) {
+    const int key_head = slice.first_head + share.index() % slice.heads;
+    const KeyBlock block = p.blocks[share.index() / slice.heads];
+    const int valid = block.end - block.begin;
+    shared.gates.keys_empty[keys_at.stage].wait(keys_at.parity ^ 1);
+    load_rows_by_warps<kLoaders>(
+        loader, shared.keys(keys_at.stage), valid,
+        rows_of(p.in.key, p.in.key_strides, block.sequence, key_head) + block.begin * p.in.key_strides[1],
+        p.in.key_strides[1]);
+    load_rows_by_warps<kLoaders>(loader, shared.values(keys_at.stage), valid,
+                                 rows_of(p.in.value, p.in.value_strides, block.sequence, key_head) +
+                                     block.begin * p.in.value_strides[1],
+                                 p.in.value_strides[1]);
+    shared.gates.keys_full[keys_at.stage].arrive_after_copies();
+    keys_at.next();
+    for (int tile = block.first_tile; tile < block.first_tile + block.tiles; ++tile) {
+      const QueryItem rows = p.tiles[tile];
+      for (int reader = 0; reader < readers; ++reader) {
+        const int head = key_head * readers + reader;
+        shared.gates.rows_empty[rows_at.stage].wait(rows_at.parity ^ 1);
+        load_rows_by_warps<kLoaders>(
+            loader, shared.rows(rows_at.stage), rows.rows,
+            packed_row<dim>(static_cast<const bf16*>(p.in.query), rows.row, heads, head), stride);
+        load_rows_by_warps<kLoaders>(
+            loader, shared.grads(rows_at.stage), rows.rows,
+            packed_row<dim>(static_cast<const bf16*>(p.output_grad), rows.row, heads, head), stride);
+        // Rows past the tile's end get a weight of 1 for a gradient of 0.
+        auto& facts = shared.facts(rows_at.stage);
+        const int slot = thread % kTileRows;
+        const int64_t row = rows.row + slot;
+        if (thread < kTileRows) {
+          copy_async<8>(&facts.statistics[slot],
+                        reinterpret_cast<const float2*>(p.statistics) + row * heads + head, slot < rows.rows);
+        } else {
+          copy_async<4>(&facts.positions[slot], p.in.positions + row, slot < rows.rows);
+          if (slot == 0) copy_async<4>(&facts.image, p.tile_images + tile);
+        }
+        shared.gates.rows_full[rows_at.stage].arrive_after_copies();
+        rows_at.next();
+      }
+    }
+  }
+}
+
+template <int dim>
+__device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shared) {
+  using Blocks = KeyBlocks<dim>;
+  const AttentionBackward& p = slice.pass;
+  const int readers = p.in.query_heads / p.in.key_heads, lane = static_cast<int>(threadIdx.x) % 32,
+            group = warpgroup(), row0 = group * 64 + warp_of_group() * 16;
+  const float scale = p.in.scale * log2_of_e;
+  const auto release = [&](Gate& gate) {  // by this warp, which is done with the stage
+    if (lane == 0) gate.arrive();
+  };
+  RingPlace<Blocks::key_stages> keys_at;
+  RingPlace<Blocks::stages> rows_at;
+  for (Share share(static_cast<int>(p.block_count) * slice.heads); share.has_work(); share.next()) {
+    const int key_head = slice.first_head + share.index() % slice.heads;
+    const KeyBlock block = p.blocks[share.index() / slice.heads];
+    const int first_key = block.begin + row0, steps = block.tiles * readers;
+    Accumulator<1, dim / 8> k_grad, v_grad;
+    k_grad.clear();
+    v_grad.clear();
+    shared.gates.keys_full[keys_at.stage].wait(keys_at.parity);
+    for (int step = 0, reader = 0; step < steps; ++step) {
+      shared.gates.rows_full[rows_at.stage].wait(rows_at.parity);
+      publish_to_products();
+      // Transposed: rows are keys, columns are query rows.
+      const int keys_stage = keys_at.stage + hidden_zero();
+      Accumulator<1, kTileRows / 8> s, ds;
+      warpgroup_fence();
+      multiply_rows(s, shared.keys(keys_stage), group * 64, shared.rows(rows_at.stage));
+      warpgroup_commit();
+      multiply_rows(ds, shared.values(keys_stage), group * 64, shared.grads(rows_at.stage));
+      warpgroup_commit();
+      const auto& facts = shared.facts(rows_at.stage);
+      const float2* const of_column = facts.statistics + lane % 4 * 2;
+      const int* const position_of = facts.positions + lane % 4 * 2;
+      uint4* const image =
+          image_at(slice, key_head * readers + reader, facts.image + block.begin / kBlockKeys) + lane;
+      const bool is_masked = facts.positions[0] < first_key + 15;
+      warpgroup_wait<1>();
+      settle(s);
+#pragma unroll
+      for (int j = 0; j < kTileRows / 8; ++j) {
+        const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - (e % 2 == 0 ? pair.x : pair.z));
+      }
+      if (is_masked) {
+#pragma unroll
+        for (int j = 0; j < kTileRows / 8; ++j) {
+          const int2 pair = *reinterpret_cast<const int2*>(position_of + 8 * j);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int key = first_key + lane / 4 + 8 * (e / 2);
+            if (key > (e % 2 == 0 ? pair.x : pair.y)) s.value[0][j][e] = 0.0f;
+          }
+        }
+      }
+      uint32_t weights[kTileRows / 16][4], score_grads[kTileRows / 16][4];
+      as_operand(weights, s);
+      warpgroup_fence();
+      multiply_columns(v_grad, weights, shared.grads(rows_at.stage));
+      warpgroup_commit();
+      warpgroup_wait<1>();
+      settle(ds);
+#pragma unroll
+      for (int j = 0; j < kTileRows / 8; ++j) {
+        const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - (e % 2 == 0 ? pair.y : pair.w));
+      }
+      as_operand(score_grads, ds);
+      warpgroup_fence();
+      multiply_columns(k_grad, score_grads, shared.rows(rows_at.stage));
+      warpgroup_commit();
+#pragma unroll
+      for (int k = 0; k < kTileRows / 16; ++k) {
+        const uint32_t(&a)[4] = score_grads[k];
+        image[(k * (kBlockKeys / 16) + row0 / 16) * 32] = {transpose_matrix(a[0]), transpose_matrix(a[2]),
+                                                           transpose_matrix(a[1]), transpose_matrix(a[3])};
+      }
+      warpgroup_wait<0>();
+      settle(v_grad);
+      settle(k_grad);
+      release(shared.gates.rows_empty[rows_at.stage]);
+      rows_at.next();
+      if (++reader == readers) reader = 0;
+    }
+
+    k_grad.for_pairs(
+        [&](int, int, float& first, float& second) { first *= p.in.scale, second *= p.in.scale; });
+    named_barrier(1 + group, 128);  // all warps have read their rows of K and V
+    const auto target = [&](void* gradient) {
+      return [&, gradient](int row) -> bf16* {
+        const int64_t token = block.sequence * p.capacity + block.begin + row;
+        if (block.begin + row >= p.capacity) return nullptr;
+        return packed_row<dim>(static_cast<bf16*>(gradient), token, p.in.key_heads, key_head);
+      };
+    };
+    store_rows(k_grad, shared.keys(keys_at.stage), row0, target(p.key_grad));
+    store_rows(v_grad, shared.values(keys_at.stage), row0, target(p.value_grad));
+    __syncwarp();
+    release(shared.gates.keys_empty[keys_at.stage]);
+    keys_at.next();
+  }
+}
+
+template <int dim>
+__global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1)
+    attention_key_blocks_kernel(const HeadSlice slice) {
+  using Blocks = KeyBlocks<dim>;
+  const Blocks shared;
+  if (threadIdx.x == 0) {
+    for (Gate& gate : shared.gates.keys_full) gate.open(32 * kLoaders);
+    for (Gate& gate : shared.gates.keys_empty) gate.open(Blocks::consumers / 32);
+    for (Gate& gate : shared.gates.rows_full) gate.open(32 * kLoaders);
+    for (Gate& gate : shared.gates.rows_empty) gate.open(Blocks::consumers / 32);
+  }
+  __syncthreads();
+  if (warpgroup() == Blocks::consumers / 128) {
+    set_registers<40, false>();
+    load_blocks(slice, shared);
+  } else {
+    set_registers<232, true>();
+    sum_over_rows(slice, shared);
+  }
+}
+
+// ---- dQ
+
+// Warpgroups of a tile each share the tiles of keys; dS comes from its images straight to registers.
+template <int dim>
+struct TileGroups {
+  static constexpr int consumers = 128 * kGroupTiles, threads = consumers + 32 * kLoaders, stages = 5;
+  using Keys = Panels<kBlockKeys, dim>;
+  using Rows = Panels<kTileRows, dim>;
+  struct Gates {
+    Gate full[stages], empty[stages];
+  };
+  static constexpr size_t gates_at = stages * Keys::bytes + kGroupTiles * Rows::bytes,
+                          bytes = gates_at + sizeof(Gates);
+
+  Gates& gates = *reinterpret_cast<Gates*>(shared_memory() + gates_at);
+
+  __device__ bf16* base() const { return reinterpret_cast<bf16*>(shared_memory()); }
+  __device__ Keys keys(int stage) const { return {base() + stage * kBlockKeys * dim}; }
+  __device__ Rows results(int group) const {
+    return {base() + (stages * kBlockKeys + group * kTileRows) * dim};
+  }
+};
+
+template <int dim>
+__device__ void load_keys(const HeadSlice& slice, const TileGroups<dim>& shared) {
+  using Groups = TileGroups<dim>;
+  const AttentionBackward& p = slice.pass;
+  const int readers = p.in.query_heads / p.in.key_heads, heads = slice.heads * readers,
+            loader = (static_cast<int>(threadIdx.x) - Groups::consumers) / 32;
+  RingPlace<Groups::stages> keys_at;
+  for (Share share(static_cast<int>(p.group_count) * heads); share.has_work(); share.next()) {
+    const int key_head = slice.first_head + share.index() % heads / readers;
+    const TileGroup group = p.groups[share.index() / heads];
+    const QueryItem longest = p.tiles[group.first_tile + group.tiles - 1];
+    const bf16* const keys = rows_of(p.in.key, p.in.key_strides, longest.sequence, key_head);
+    for (int key0 = 0; key0 <= longest.last; key0 += kBlockKeys) {
+      shared.gates.empty[keys_at.stage].wait(keys_at.parity ^ 1);
+      load_rows_by_warps<kLoaders>(loader, shared.keys(keys_at.stage), longest.last + 1 - key0,
+                                   keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
+      shared.gates.full[keys_at.stage].arrive_after_copies();
+      keys_at.next();
+    }
+  }
+}
+
+template <int dim>
+__device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& shared) {
+  using Groups = TileGroups<dim>;
+  const AttentionBackward& p = slice.pass;
+  const int readers = p.in.query_heads / p.in.key_heads, heads = slice.heads * readers,
+            lane = static_cast<int>(threadIdx.x) % 32, place = warpgroup(), row0 = warp_of_group() * 16;
+  constexpr int depth = kBlockKeys / 16;
+  RingPlace<Groups::stages> keys_at;
+  for (Share share(static_cast<int>(p.group_count) * heads); share.has_work(); share.next()) {
+    const int head = slice.first_head * readers + share.index() % heads;
+    const TileGroup group = p.groups[share.index() / heads];
+    const int blocks = p.tiles[group.first_tile + group.tiles - 1].last / kBlockKeys + 1;
+    QueryItem tile{0, 0, 0, 0, -1};
+    const uint4* image = nullptr;
+    if (place < group.tiles) {
+      tile = p.tiles[group.first_tile + place];
+      image = image_at(slice, head, p.tile_images[group.first_tile + place]) + row0 / 16 * depth * 32 + lane;
+    }
+    const int own_blocks = (tile.last + kBlockKeys) / kBlockKeys;
+    Accumulator<1, dim / 8> q_grad;
+    q_grad.clear();
+    uint32_t score_grads[2][depth][4];
+    const auto fetch = [&](uint32_t(&a)[depth][4], int n) {
+      if (n >= own_blocks) return;
+#pragma unroll
+      for (int k = 0; k < depth; ++k) {
+        const uint4 four = image[static_cast<int64_t>(n) * kImageUnits + k * 32];
+        a[k][0] = four.x, a[k][1] = four.y, a[k][2] = four.z, a[k][3] = four.w;
+      }
+    };
+    const auto add = [&](const uint32_t(&a)[depth][4], int n) {
+      if (n >= blocks) return;
+      shared.gates.full[keys_at.stage].wait(keys_at.parity);
+      if (n < own_blocks) {
+        publish_to_products();
+        warpgroup_fence();
+        multiply_columns(q_grad, a, shared.keys(keys_at.stage));
+        warpgroup_commit();
+        warpgroup_wait<0>();
+        settle(q_grad);
+      }
+      if (lane == 0) shared.gates.empty[keys_at.stage].arrive();
+      keys_at.next();
+    };
+    fetch(score_grads[0], 0);
+    for (int n = 0; n < blocks; n += 2) {
+      fetch(score_grads[1], n + 1);
+      add(score_grads[0], n);
+      fetch(score_grads[0], n + 2);
+      add(score_grads[1], n + 1);
+    }
+    q_grad.for_pairs([&](int, int, float& a, float& b) { a *= p.in.scale, b *= p.in.scale; });
+    store_rows(q_grad, shared.results(place), row0, [&](int row) -> bf16* {
+      if (row >= tile.rows) return nullptr;
+      return packed_row<dim>(static_cast<bf16*>(p.query_grad), tile.row + row, p.in.query_heads, head);
+    });
+    __syncwarp();
+  }
+}
+
+template <int dim>
+__global__ void __launch_bounds__(TileGroups<dim>::threads, 1)
+    attention_tile_groups_kernel(const HeadSlice slice) {
+  using Groups = TileGroups<dim>;
+  const Groups shared;
+  if (threadIdx.x == 0) {
+    for (Gate& gate : shared.gates.full) gate.open(32 * kLoaders);
+    for (Gate& gate : shared.gates.empty) gate.open(Groups::consumers / 32);
+  }
+  __syncthreads();
+  if (warpgroup() == kGroupTiles) {
+    set_registers<32, false>();
+    load_keys(slice, shared);
+  } else {
+    set_registers<160, true>();
+    sum_over_keys(slice, shared);
+  }
+}
+
+template <int dim>
+void run(const AttentionBackward& p, void* stream) {
+  const auto blocks = [](int64_t work) {
+    return dim3(static_cast<unsigned>(std::min<int64_t>(work, multiprocessors())));
+  };
+  for (int first = 0; first < p.in.key_heads; first += p.slice_heads) {
+    const HeadSlice slice{p, first, std::min(p.slice_heads, p.in.key_heads - first)};
+    launch<attention_key_blocks_kernel<dim>>(blocks(p.block_count * slice.heads), KeyBlocks<dim>::threads,
+                                             KeyBlocks<dim>::bytes, stream, slice);
+    const int query_heads = slice.heads * (p.in.query_heads / p.in.key_heads);
+    launch<attention_tile_groups_kernel<dim>>(blocks(p.group_count * query_heads), TileGroups<dim>::threads,
+                                              TileGroups<dim>::bytes, stream, slice);
+  }
+}
+
+}  // namespace
+
+bool can_keep_score_gradients(int dim) {
+  return std::max(dim == 128 ? KeyBlocks<128>::bytes : KeyBlocks<64>::bytes,
+                  dim == 128 ? TileGroups<128>::bytes : TileGroups<64>::bytes) <= largest_shared_memory();
+}
+
+void attention_backward_kept(const AttentionBackward& arguments, void* stream) {
+  if (arguments.in.dim == 128) {
+    run<128>(arguments, stream);
+  } else {
+    run<64>(arguments, stream);
+  }
+}
+
+}  // namespace oryx::cuda
