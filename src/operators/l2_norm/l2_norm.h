@@ -9,9 +9,8 @@ namespace oryx::operators {
 //
 //   x  [..., D]   float32, float64 or bfloat16; last dimension contiguous, any strides else
 // Returns y contiguous, shape and dtype of x. Sums in the accumulate type (float64 for float64, else
-// float32), rounds once. Differentiable in x; backward saves y, which the
-// reader of y keeps as well, and one factor per vector. Throws Error on
-// other dtypes.
+// float32), rounds once. Differentiable in x; backward saves one factor per vector and y, which the reader of
+// y keeps as well, not x: the rounding of y shows in dx, relative to dy / |x|. Throws Error on other dtypes.
 at::Tensor l2_norm(const at::Tensor& x, double eps = 1e-6);
 
 // The same in composed ATen operations: the definition, for any device and dtype.
