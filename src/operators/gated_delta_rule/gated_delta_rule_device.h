@@ -16,21 +16,19 @@ struct Block {
   int batch, head, chunk;
   int valid;  // tokens
 
-  __device__ Block(const GatedDeltaArguments& p, int64_t stream, int chunk_of_stream)
-      : index(stream * p.chunks + chunk_of_stream),
-        batch(static_cast<int>(static_cast<uint32_t>(stream) / static_cast<uint32_t>(p.state_heads))),
-        head(static_cast<int>(static_cast<uint32_t>(stream) % static_cast<uint32_t>(p.state_heads))),
+  __device__ Block(const GatedDeltaArguments& p, int batch_of_block, int head_of_block, int chunk_of_stream)
+      : index((static_cast<int64_t>(batch_of_block) * p.state_heads + head_of_block) * p.chunks +
+              chunk_of_stream),
+        batch(batch_of_block),
+        head(head_of_block),
         chunk(chunk_of_stream) {
     const int64_t left = p.time - static_cast<int64_t>(chunk) * kChunk;
     valid = left < kChunk ? static_cast<int>(left) : kChunk;
   }
-  // Chunk by chunk of all streams, so that a serial pass finds in the cache what it begins with (or left
-  // last).
-  __device__ static Block of_grid(const GatedDeltaArguments& p, bool from_last) {
-    const auto streams = static_cast<unsigned>(p.batch * p.state_heads);
-    const int chunk = static_cast<int>(blockIdx.x / streams);
-    return Block(p, blockIdx.x % streams, from_last ? p.chunks - 1 - chunk : chunk);
-  }
+  __device__ Block(const GatedDeltaArguments& p, int64_t stream, int chunk_of_stream)
+      : Block(p, static_cast<int>(static_cast<uint32_t>(stream) / static_cast<uint32_t>(p.state_heads)),
+              static_cast<int>(static_cast<uint32_t>(stream) % static_cast<uint32_t>(p.state_heads)),
+              chunk_of_stream) {}
   // Position of the chunk's first token in [batch, time].
   __device__ int64_t token(const GatedDeltaArguments& p) const {
     return batch * p.time + static_cast<int64_t>(chunk) * kChunk;
@@ -182,8 +180,7 @@ __device__ inline void multiply_tiles(Accumulator<row_tiles, column_tiles>& sum,
                                       int m, Tile<columns_b> b_tile, int n) {
   const FragmentsA<layout_a, columns_a> left(a_tile);
   const FragmentsB<layout_b, columns_b> right(b_tile);
-  [[maybe_unused]] constexpr int at_once = depth >= 128 ? 4 : 2;  // more take registers that the kernels lack
-#pragma unroll at_once
+#pragma unroll 2  // more take registers that the kernels lack
   for (int k = 0; k < depth / 16; ++k) {
     uint32_t a[row_tiles][4];
 #pragma unroll

@@ -116,41 +116,38 @@ __device__ inline float dot(Panels<rows, columns> x, const bf16* y_first_unit) {
 
 template <int key_dim, int value_dim>
 __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
-    input_gradients_kernel(const GatedDeltaArguments p) {
+    input_gradients_kernel(const ChunkArguments p) {
   using Memory = InputGradientsMemory<key_dim, value_dim>;
   constexpr Layout plain = Layout::plain, transposed = Layout::transposed;
   constexpr int threads = Memory::threads;
   constexpr int square_columns = kChunk / Memory::groups;  // of a group in a square
   using Square = Accumulator<1, square_columns / 8>;
-  const Block block = Block::of_grid(p, /*from_last=*/true);
+  const Block block = p.block(/*from_last=*/true);
   const Memory memory(shared_memory());
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, group = warpgroup();
   const int row0 = 16 * warp_of_group(), row = row0 + lane / 4;  // the thread's first row, the other 8 below
   const int key0 = 64 * group, square0 = square_columns * group;
   const int32_t* rows = block.row_table(p);
-  const int readers = p.output_heads / p.state_heads;
+  const int readers = p.readers;
   const Gates gates(memory.gates);
 
   const auto load_reader = [&](int reader) {
     const int head = block.head * readers + reader;
-    const auto load = [&](auto tile, const GatedDeltaRows& x, int head_of_x) {
-      load_panels<threads>(tile, [&](int i, bool& valid) {
-        const int packed = rows[i];
-        valid = packed >= 0;
-        return packed_row(x, valid ? packed : 0, head_of_x);
-      });
-    };
-    load(memory.query, p.query, head / (p.output_heads / p.query_heads));
-    load(memory.d_output, p.d_output, head);
+    load_packed<threads>(memory.query, rows, p.query, p.query_head(head));
+    load_packed<threads>(memory.d_output, rows, p.d_output, head);
   };
-  const int64_t value_row = block.index * value_dim;
+  const int index = static_cast<int>(block.index);  // where registers are scarce
+  // The block's in a tensor of `size` elements for each.
+  const auto own = [&](const void* data, int size) {
+    return static_cast<const bf16*>(data) + static_cast<int64_t>(index) * size;
+  };
   const auto load_d_surprise = [&] {
-    load_whole<threads>(memory.d_surprise, static_cast<const bf16*>(p.d_surprises) + value_row * kChunk);
+    load_whole<threads>(memory.d_surprise, own(p.d_surprises, value_dim * kChunk));
     commit_copies();
   };
   const auto load_d_state = [&](int part) {
-    load_whole<threads>(memory.d_state[part], static_cast<const bf16*>(p.d_states) +
-                                                  (value_row + part * (value_dim / 2)) * key_dim);
+    load_whole<threads>(memory.d_state[part],
+                        own(p.d_states, value_dim * key_dim) + part * (value_dim / 2 * key_dim));
     commit_copies();
   };
   const auto share = [&] {  // what has been written and loaded, with all warps and their products
@@ -159,18 +156,12 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
   };
 
   load_gates(memory.gates, p, block.index);
-  {
-    const bf16* key = block.key_rows(p);
-    load_panels<threads>(memory.key, [&](int i, bool& valid) {
-      valid = i < block.valid;
-      return key + (valid ? i : 0) * p.key.time;
-    });
-  }
-  load_whole<threads>(memory.surprise, static_cast<const bf16*>(p.surprises) + value_row * kChunk);
+  load_rows<threads>(memory.key, p.key_rows(block), p.key.time, block.valid);
+  load_whole<threads>(memory.surprise, own(p.surprises, value_dim * kChunk));
   const bool has_rows = p.d_output.data != nullptr && rows[kChunk] > 0;
   if (has_rows) load_reader(0);
   commit_copies();
-  load_whole<threads>(memory.state, static_cast<const bf16*>(p.states) + value_row * key_dim);
+  load_whole<threads>(memory.state, own(p.states, value_dim * key_dim));
   commit_copies();
   if (!has_rows) {
     load_d_surprise();
@@ -419,8 +410,8 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
 void gated_delta_input_gradients(const GatedDeltaArguments& p, void* stream) {
   with_dims(p, [&]<int key_dim, int value_dim>() {
     using Memory = InputGradientsMemory<key_dim, value_dim>;
-    launch<input_gradients_kernel<key_dim, value_dim>>(dim3(static_cast<unsigned>(blocks_of(p))),
-                                                       Memory::threads, Memory::bytes, stream, p);
+    launch<input_gradients_kernel<key_dim, value_dim>>(
+        dim3(static_cast<unsigned>(blocks_of(p))), Memory::threads, Memory::bytes, stream, ChunkArguments(p));
   });
 }
 

@@ -78,19 +78,17 @@ __device__ void invert_diagonal(float* square, const float* beta) {
 // The warp's 8 columns from `column` of the square below the diagonal squares [first, first + size) and
 // [first + size, first + 2 size), whose C are there: C₂₁ = −(I + C₂₂ ⊙ β) L'₂₁ (I + β ⊙ C₁₁), in tf32.
 template <int size>
-__device__ void merge(float* square, const float* beta, int first, int column) {
+__device__ void merge(float (&sum)[size / 16][4], float* square, const float* beta, int first, int column) {
   const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int second = first + size;
   constexpr int tiles = size / 16;
-  float sum[tiles][4];
-  const auto store = [&](float sign) {
+  // Into the place of the result: only this warp has business in these columns.
+  const auto store = [&] {
 #pragma unroll
     for (int i = 0; i < tiles; ++i)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        *inverse_at(square, second + 16 * i + g + 8 * (e / 2), first + column + 2 * t + e % 2) =
-            sign * sum[i][e];
-      }
+      for (int e = 0; e < 4; ++e)
+        *inverse_at(square, second + 16 * i + g + 8 * (e / 2), first + column + 2 * t + e % 2) = sum[i][e];
   };
 #pragma unroll
   for (int i = 0; i < tiles; ++i)
@@ -111,7 +109,7 @@ __device__ void merge(float* square, const float* beta, int first, int column) {
       multiply_add_tf32(sum[i], a, b0, b1);
     }
   }
-  store(1.0f);  // where the result goes: only this warp has business in these columns
+  store();
   __syncwarp();
 #pragma unroll
   for (int k = 0; k < size; k += 8) {
@@ -126,9 +124,63 @@ __device__ void merge(float* square, const float* beta, int first, int column) {
       multiply_add_tf32(sum[i], a, b0, b1);
     }
   }
+#pragma unroll
+  for (int i = 0; i < tiles; ++i)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[i][e] = -sum[i][e];
+  if (size == kChunk / 2) return;  // nobody needs it there
   __syncwarp();
-  store(-1.0f);
+  store();
 }
+
+// Keeps 16 rows from i0 and 8 columns from j0 of C, a product's result.
+__device__ inline void keep(Tile<64> inverse, const float (&c)[4], int i0, int j0) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int below = 0; below < 2; ++below) {
+    const int i = i0 + 8 * below;
+    const uint32_t high = pack(c[2 * below], c[2 * below + 1]);
+    const float2 kept = unpack(high);
+    *reinterpret_cast<uint32_t*>(inverse.at(i + g, j0 + 2 * t)) = high;
+    *reinterpret_cast<uint32_t*>(inverse.at(j0 + g, i + 2 * t)) =
+        transpose_matrix(pack(c[2 * below] - kept.x, c[2 * below + 1] - kept.y));
+  }
+}
+// The warp's square on the diagonal: its lower left quarter by lanes as results of products lie, and the two
+// on the diagonal, of which C and its rest, transposed, are halves.
+struct Diagonal {
+  float c[3][2];
+
+  __device__ explicit Diagonal(float* square) {
+    const int lane = static_cast<int>(threadIdx.x) % 32, first = static_cast<int>(threadIdx.x) / 32 * 16;
+#pragma unroll
+    for (int quarter = 0; quarter < 3; ++quarter)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        c[quarter][e] = *inverse_at(square, first + lane / 4 + (quarter > 0 ? 8 : 0),
+                                    first + 2 * (lane % 4) + e + (quarter > 1 ? 8 : 0));
+      }
+  }
+  __device__ void keep(Tile<64> inverse) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, column = 2 * (lane % 4);
+    const int first = static_cast<int>(threadIdx.x) / 32 * 16;
+    const uint32_t above = (column > g ? 0xffffu : 0u) | (column + 1 > g ? 0xffff0000u : 0u);
+#pragma unroll
+    for (int quarter = 0; quarter < 3; ++quarter) {
+      const int i = first + g + (quarter > 0 ? 8 : 0), j = first + column + (quarter > 1 ? 8 : 0);
+      const uint32_t high = pack(c[quarter][0], c[quarter][1]);
+      const float2 kept = unpack(high);
+      const uint32_t low = transpose_matrix(pack(c[quarter][0] - kept.x, c[quarter][1] - kept.y));
+      auto* here = reinterpret_cast<uint32_t*>(inverse.at(i, j));
+      if (quarter == 1) {
+        *here = high;
+        *reinterpret_cast<uint32_t*>(inverse.at(first + g, first + 8 + column)) = low;
+      } else {
+        *here = below_diagonal_by_columns(high) | (low & above);
+      }
+    }
+  }
+};
 
 template <int key_dim>
 struct PrepareMemory {
@@ -171,9 +223,9 @@ __device__ void multiply_keys(Accumulator<1, 8>& sum, const PrepareMemory<key_di
     const float2 of_column = *reinterpret_cast<const float2*>(memory.gates + column);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const int i = row + e / 2 * 8, k = column + e % 2;
-      const float between = of_row[e / 2] - (e % 2 == 0 ? of_column.x : of_column.y);
-      sum.value[0][j][e] *= exp2_fast((strictly ? i > k : i >= k) ? between : -INFINITY);
+      const int i = lane / 4 + e / 2 * 8, k = 8 * (j % 2) + 2 * (lane % 4) + e % 2;
+      sum.value[0][j][e] *= exp2_fast(of_row[e / 2] - (e % 2 == 0 ? of_column.x : of_column.y));
+      if (j / 2 == warp && !(strictly ? i > k : i >= k)) sum.value[0][j][e] = 0.0f;
     }
   }
 }
@@ -197,29 +249,17 @@ __device__ void solve(const PrepareMemory<key_dim>& memory) {
   __syncwarp();  // a warp's diagonal square is its own
   invert_diagonal(memory.square, gates.beta);
   __syncthreads();
-  merge<16>(memory.square, gates.beta, warp / 2 * 32, warp % 2 * 8);
+  float below16[1][4], below32[2][4];
+  const int half = warp / 2 * 32, column16 = warp % 2 * 8;
+  merge<16>(below16, memory.square, gates.beta, half, column16);
   __syncthreads();
-  merge<32>(memory.square, gates.beta, 0, 8 * warp);
+  merge<32>(below32, memory.square, gates.beta, 0, 8 * warp);
+  const Diagonal diagonal(memory.square);
   __syncthreads();
-  uint4 units[4];
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    const int row = thread % kChunk, column0 = (thread / kChunk + 2 * n) * 8;
-    float element[8];
-#pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      const int column = column0 + e, i = row > column ? row : column, j = row > column ? column : row;
-      const float c = i > j ? *inverse_at(memory.square, i, j) : 0.0f;
-      element[e] = row > column ? c : c - __bfloat162float(__float2bfloat16_rn(c));
-    }
-    units[n] = {pack(element[0], element[1]), pack(element[2], element[3]), pack(element[4], element[5]),
-                pack(element[6], element[7])};
-  }
-  __syncthreads();
-#pragma unroll
-  for (int n = 0; n < 4; ++n) {
-    *reinterpret_cast<uint4*>(memory.inverse.unit(thread % kChunk, (thread / kChunk + 2 * n) * 8)) = units[n];
-  }
+  diagonal.keep(memory.inverse);
+  keep(memory.inverse, below16[0], half + 16, half + column16);
+  keep(memory.inverse, below32[0], 32, 8 * warp);
+  keep(memory.inverse, below32[1], 48, 8 * warp);
   __syncthreads();
 }
 
@@ -227,8 +267,9 @@ __device__ void solve(const PrepareMemory<key_dim>& memory) {
 // took.
 template <int key_dim>
 __device__ void write_transfer(const PrepareMemory<key_dim>& memory, bf16* out) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, t = static_cast<int>(threadIdx.x) % 4, m0 = 16 * warp;
-  uint32_t high[4][4], low[4][4];  // of Cᵀ scaled
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32,
+            g = lane / 4, t = lane % 4, m0 = 16 * warp;
+  uint32_t high[4][4], low[4][4];  // of Aᵀ ⊙ ρ
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     if (i < warp) {
@@ -241,7 +282,12 @@ __device__ void write_transfer(const PrepareMemory<key_dim>& memory, bf16* out) 
     for (int e = 0; e < 4; ++e) {
       const float2 factor = reinterpret_cast<const float2*>(memory.beta_rho())[8 * i + t + e / 2 * 4];
       const float2 rounded = unpack(high[i][e]), rest = unpack(low[i][e]);
-      const float first = factor.x * (rounded.x + rest.x), second = factor.y * (rounded.y + rest.y);
+      float first = factor.x * (rounded.x + rest.x), second = factor.y * (rounded.y + rest.y);
+      if (i == warp && (e == 0 || e == 3)) {  // the diagonal of A is 1
+        const float rho = memory.rho(m0 + g + (e == 0 ? 0 : 8));
+        if (2 * t == g) first = rho;
+        if (2 * t + 1 == g) second = rho;
+      }
       high[i][e] = pack(first, second);
       const float2 kept = unpack(high[i][e]);
       low[i][e] = pack(first - kept.x, second - kept.y);
@@ -251,11 +297,7 @@ __device__ void write_transfer(const PrepareMemory<key_dim>& memory, bf16* out) 
   for (int column0 = 0; column0 < key_dim; column0 += 64) {
     const Panels<kChunk, 64> key{memory.key.panel(column0).base};
     Accumulator<1, 8> transfer;
-    transfer.for_pairs([&](int row, int column, float& first, float& second) {
-      const float2 of_key = key.panel(0).load2(m0 + row, column);
-      const float rho = memory.rho(m0 + row);
-      first = rho * of_key.x, second = rho * of_key.y;
-    });
+    transfer.clear();
     warpgroup_fence();
     multiply_columns(transfer, high, key);
     multiply_columns(transfer, low, key);
@@ -281,7 +323,8 @@ __device__ void write_weights(const PrepareMemory<key_dim>& memory, float scale,
 #pragma unroll
     for (int below = 0; below < 2; ++below) {
       float &first = weights.value[0][j][2 * below], &second = weights.value[0][j][2 * below + 1];
-      first = j / 2 > warp ? 0.0f : scale * first, second = j / 2 > warp ? 0.0f : scale * second;
+      first = j / 2 > warp ? 0.0f : scale * first;
+      second = j / 2 > warp ? 0.0f : scale * second;
       scores[j / 2][j % 2 * 2 + below] = pack(beta.x * first, beta.y * second);
     }
   }
@@ -303,32 +346,22 @@ __device__ void write_weights(const PrepareMemory<key_dim>& memory, float scale,
 }
 
 template <int key_dim, bool solves>
-__global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const GatedDeltaArguments p) {
-  const Block block = Block::of_grid(p, /*from_last=*/solves);
+__global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const ChunkArguments p) {
+  const Block block = p.block(/*from_last=*/solves);
   const PrepareMemory<key_dim> memory(shared_memory());
   const int thread = static_cast<int>(threadIdx.x);
   const int32_t* rows = block.row_table(p);
-  const int readers = rows[kChunk] > 0 ? p.output_heads / p.state_heads : 0;
   bf16* inverse = static_cast<bf16*>(p.inverse) + block.index * kChunk * kChunk;
 
-  const bf16* key = block.key_rows(p);
-  load_panels<kThreads>(memory.key, [&](int row, bool& valid) {
-    valid = row < block.valid;
-    return key + (valid ? row : 0) * p.key.time;
-  });
+  load_rows<kThreads>(memory.key, p.key_rows(block), p.key.time, block.valid);
   if (!solves) {
     load_rows<64, 64, kChunk, kThreads>(memory.inverse, thread, kChunk,
                                         [&](int row) { return inverse + row * kChunk; });
   }
   commit_copies();
+  const int readers = rows[kChunk] > 0 ? p.readers : 0;
   const auto load_query = [&](int reader) {
-    const int head =
-        (block.head * (p.output_heads / p.state_heads) + reader) / (p.output_heads / p.query_heads);
-    load_panels<kThreads>(memory.query, [&](int row, bool& valid) {
-      const int packed = rows[row];
-      valid = packed >= 0;
-      return packed_row(p.query, valid ? packed : 0, head);
-    });
+    load_packed<kThreads>(memory.query, rows, p.query, p.query_head(block.head * p.readers + reader));
     commit_copies();
   };
   if (readers > 0) load_query(0);
@@ -363,9 +396,11 @@ template <bool solves>
 void prepare(const GatedDeltaArguments& p, void* stream) {
   const dim3 grid(static_cast<unsigned>(blocks_of(p)));
   if (p.key_dim == 128) {
-    launch<prepare_kernel<128, solves>>(grid, kThreads, PrepareMemory<128>::bytes(solves), stream, p);
+    launch<prepare_kernel<128, solves>>(grid, kThreads, PrepareMemory<128>::bytes(solves), stream,
+                                        ChunkArguments(p));
   } else {
-    launch<prepare_kernel<64, solves>>(grid, kThreads, PrepareMemory<64>::bytes(solves), stream, p);
+    launch<prepare_kernel<64, solves>>(grid, kThreads, PrepareMemory<64>::bytes(solves), stream,
+                                       ChunkArguments(p));
   }
 }
 

@@ -3,8 +3,9 @@
 #pragma once
 
 #include "operators/device/warpgroup.h"
+#include "operators/gated_delta_rule/gated_delta_rule_device.h"
 
-namespace oryx::device {
+namespace oryx::cuda {
 
 // The instruction, for 8·tiles = 32 or 64 columns: c = A B or c += A B.
 template <bool is_a_transposed, bool is_b_transposed, int tiles>
@@ -97,28 +98,97 @@ __device__ inline void multiply_group(Accumulator<1, column_tiles>& sum, Panels<
   }
 }
 
-// Copies rows of a tile with all `threads` threads of the block; source(row) is the address of a row's first
-// element and, in `valid`, whether it is one or stands for zeros. Asynchronous: commit and wait.
-template <int threads, int rows, int columns, typename Source>
-__device__ inline void load_panels(Panels<rows, columns> tile, Source source) {
-  constexpr int units = columns / 8, step = threads / units, count = rows / step;
+// Divides what is less than 2³¹ by a multiplication (by 1 where there is nothing to divide by).
+struct Divisor {
+  uint32_t multiplier;
+  int shift = 31;
+
+  explicit Divisor(int divisor_or_zero) {
+    const int divisor = divisor_or_zero > 0 ? divisor_or_zero : 1;
+    while (int64_t{1} << (shift - 31) < divisor) ++shift;
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + static_cast<uint32_t>(divisor) - 1) /
+                                       static_cast<uint32_t>(divisor));
+  }
+  __device__ int quotient(int x) const {
+    return static_cast<int>(static_cast<uint64_t>(static_cast<uint32_t>(x)) * multiplier >> shift);
+  }
+};
+
+// What kernels are given whose blocks are chunks, so that these need no division to begin.
+struct ChunkArguments : GatedDeltaArguments {
+  int streams, readers;  // states; output heads of each
+  Divisor by_streams, by_state_heads, by_states_of_key, by_readers_of_query;
+
+  explicit ChunkArguments(const GatedDeltaArguments& p)
+      : GatedDeltaArguments(p),
+        streams(p.batch * p.state_heads),
+        readers(p.output_heads / p.state_heads),
+        by_streams(streams),
+        by_state_heads(p.state_heads),
+        by_states_of_key(p.state_heads / p.key_heads),
+        by_readers_of_query(p.output_heads / p.query_heads) {}
+
+  // Chunk by chunk of all streams, so that a serial pass finds in the cache what it begins with (or left
+  // last).
+  __device__ Block block(bool from_last) const {
+    const int index = static_cast<int>(blockIdx.x), chunk = by_streams.quotient(index),
+              stream = index - chunk * streams, batch_of_stream = by_state_heads.quotient(stream);
+    return Block(*this, batch_of_stream, stream - batch_of_stream * state_heads,
+                 from_last ? chunks - 1 - chunk : chunk);
+  }
+  __device__ const bf16* key_rows(const Block& block) const {
+    return block.rows_of(key, by_states_of_key.quotient(block.head));
+  }
+  __device__ int query_head(int output_head) const { return by_readers_of_query.quotient(output_head); }
+};
+
+// Copies of the rows of a tile by all `threads` threads of a block. Asynchronous: commit and wait.
+template <int threads, int rows, int columns>
+struct PanelLoad {
+  static constexpr int units = columns / 8, step = threads / units, count = rows / step;
   static_assert(rows % step == 0 && step % 8 == 0);  // so a thread's units keep their place in the swizzle
-  const int row = static_cast<int>(threadIdx.x) / units, column = static_cast<int>(threadIdx.x) % units * 8;
-  bf16* const target = tile.unit(row, column);
-  const bf16* from[count];
-  bool valid[count];
+  int row = static_cast<int>(threadIdx.x) / units, column = static_cast<int>(threadIdx.x) % units * 8;
+  bf16* target;  // of the thread's first unit; the next is `step` rows on
+
+  __device__ explicit PanelLoad(Panels<rows, columns> tile) : target(tile.unit(row, column)) {}
+};
+
+// Rows that lie `stride` apart; those at and past `valid` become zero.
+template <int threads, int rows, int columns>
+__device__ inline void load_rows(Panels<rows, columns> tile, const bf16* first, int64_t stride, int valid) {
+  using Load = PanelLoad<threads, rows, columns>;
+  const Load load(tile);
+  const bf16* from = first + load.row * stride + load.column;
 #pragma unroll
-  for (int i = 0; i < count; ++i) from[i] = source(row + i * step, valid[i]);
-#pragma unroll
-  for (int i = 0; i < count; ++i) copy_async(target + i * step * 64, from[i] + column, valid[i]);
+  for (int i = 0; i < Load::count; ++i, from += Load::step * stride)
+    copy_async(load.target + i * Load::step * 64, from, load.row + i * Load::step < valid);
 }
 // Rows that lie together.
 template <int threads, int rows, int columns>
-__device__ inline void load_whole(Panels<rows, columns> tile, const void* first) {
-  load_panels<threads>(tile, [&](int row, bool& valid) {
-    valid = true;
-    return static_cast<const bf16*>(first) + row * columns;
-  });
+__device__ inline void load_whole(Panels<rows, columns> tile, const bf16* first) {
+  using Load = PanelLoad<threads, rows, columns>;
+  const Load load(tile);
+  const bf16* from = first + load.row * columns + load.column;
+#pragma unroll
+  for (int i = 0; i < Load::count; ++i)
+    copy_async(load.target + i * Load::step * 64, from + i * Load::step * columns);
+}
+// Rows by a table, in which −1 stands for zeros.
+template <int threads, int rows, int columns>
+__device__ inline void load_packed(Panels<rows, columns> tile, const int32_t* table, const GatedDeltaRows& x,
+                                   int head) {
+  using Load = PanelLoad<threads, rows, columns>;
+  const Load load(tile);
+  const bf16* first = packed_row(x, 0, head) + load.column;
+  const int64_t stride = static_cast<int32_t>(x.time);  // one instruction multiplies by it
+  int32_t packed[Load::count];
+#pragma unroll
+  for (int i = 0; i < Load::count; ++i) packed[i] = table[load.row + i * Load::step];
+#pragma unroll
+  for (int i = 0; i < Load::count; ++i) {
+    copy_async(load.target + i * Load::step * 64, first + (packed[i] < 0 ? 0 : packed[i]) * stride,
+               packed[i] >= 0);
+  }
 }
 
-}  // namespace oryx::device
+}  // namespace oryx::cuda
