@@ -13,23 +13,25 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
   const Segment segment(p, index, p.value_dim / width);
   const int part_column = segment.part * width;
 
-  const auto load = [&](int step, int thread) {
-    const Block block(p, segment.stream, segment.first + step);
-    const auto stage = memory.stage(step);
-    load_keys(p, block, stage.key, thread);
-    load_values(p, block, stage.slice, part_column, thread);
-    load_gates(p, block, stage.gates, thread);
-    load_square(p.inverse, block.index, stage.square, thread);
-    load_transfer(p, block, stage.transfer, thread);
-  };
-
-  if (is_loader<Memory>())
-    return load_chunks<Memory>(
-        segment.chunks, [](int, int) {}, load);
+  if (is_loader<Memory>()) {
+    begin_loads<Memory>();
+    const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
+    return load_steps<Memory>(
+        segment.chunks, [](int) {},
+        [&](int step) {
+          const auto stage = memory.stage(step);
+          const int chunk = segment.first + step;
+          loads.load_keys(stage.key, chunk);
+          loads.load_values(stage.slice, chunk);
+          loads.load_gates(stage.gates, chunk);
+          loads.load_inverse(stage.square, chunk);
+          loads.load_transfer(stage.transfer, chunk);
+        });
+  }
   begin_walk<Memory>();
   StateRows<key_dim> state;
   state.read(segment.start(p), part_column, p.value_dim);
-  walk_chunks<Memory>(segment.chunks, [&](int step) {
+  walk_steps<Memory>(segment.chunks, [&](int step) {
     const auto stage = memory.stage(step);
     const int64_t first_row =
         (segment.stream * p.chunks + segment.first + step) * p.value_dim + part_column + state.column0();
@@ -89,39 +91,38 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
   if (!keeps && segment.index == 0) return;
   const int part_column = segment.part * width, last = segment.first + segment.chunks - 1;
   const int readers = p.output_heads / p.state_heads, steps = segment.chunks * readers;
-  const auto block_of = [&](int step) { return Block(p, segment.stream, last - step / readers); };
+  const Steps of{readers};
 
-  const auto table = [&](int step, int thread) {
-    load_table(memory.rows(step), block_of(step).row_table(p), thread);
-  };
-  const auto load = [&](int step, int thread) {
-    const Block block = block_of(step);
-    const auto stage = memory.stage(step);
-    const int32_t* rows = memory.rows(step);
-    const int reader = step % readers;
-    if (reader == 0) load_transfer(p, block, stage.transfer, thread);
-    load_gates(p, block, stage.gates, thread);
-    if (p.d_output.data != nullptr && rows[kChunk] > 0) {
-      const int head = block.head * readers + reader;
-      load_packed<width, width, kLoaders>(stage.slice, thread, rows, p.d_output, head, part_column);
-      load_square(p.weights, block.index * readers + reader, stage.square, thread);
-      load_packed<key_dim, key_dim, kLoaders>(stage.query, thread, rows, p.query,
-                                              head / (p.output_heads / p.query_heads), 0);
-    }
-    if (reader == readers - 1) load_keys(p, block, stage.key, thread);
-  };
-
-  if (is_loader<Memory>()) return load_chunks<Memory>(steps, table, load);
+  if (is_loader<Memory>()) {
+    begin_loads<Memory>();
+    const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
+    return load_steps<Memory>(
+        steps, [&](int step) { loads.load_table(memory.rows(step), last - of.chunk(step)); },
+        [&](int step) {
+          const auto stage = memory.stage(step);
+          const int32_t* rows = memory.rows(step);
+          const int reader = of.reader(step), chunk = last - of.chunk(step);
+          if (reader == 0) loads.load_transfer(stage.transfer, chunk);
+          loads.load_gates(stage.gates, chunk);
+          if (p.d_output.data != nullptr && rows[kChunk] > 0) {
+            loads.load_d_output(stage.slice, reader, rows);
+            loads.load_weights(stage.square, chunk, reader);
+            loads.load_queries(stage.query, reader, rows);
+          }
+          if (reader == readers - 1) loads.load_keys(stage.key, chunk);
+        });
+  }
   begin_walk<Memory>();
   StateRows<key_dim> d_state;
   d_state.read(keeps ? segment.d_end(p) : nullptr, part_column, p.value_dim);
   Accumulator<1, 8> d_surprise;  // Yᵀ
-  walk_chunks<Memory>(steps, [&](int step) {
+  const Block origin(p, segment.stream, 0);
+  bf16* d_values = origin.rows_of(p.d_value, origin.head) + part_column + d_state.column0();
+  walk_steps<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
-    const Block block = block_of(step);
-    const int64_t first_row = block.index * p.value_dim + part_column + d_state.column0();
+    const int chunk = last - of.chunk(step), reader = of.reader(step);
+    const int64_t first_row = (origin.index + chunk) * p.value_dim + part_column + d_state.column0();
     const Gates gates(stage.gates);
-    const int reader = step % readers;
     if (reader == 0) {
       typename StateRows<key_dim>::Operand rounded;
       as_operand(rounded, d_state.values);
@@ -167,10 +168,11 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
       scale_tokens(from_keys, d_value, gates, -1.0f);
       begin_products([&] { multiply_columns(d_state.values, from_keys, stage.key); });
       if (keeps) {
-        bf16* to = block.rows_of(p.d_value, block.head) + part_column + d_state.column0();
-        write_by_token(
-            [&](int tile, int below) { return d_value[tile / 2][tile % 2 * 2 + below]; },
-            [&](int token) { return token < block.valid ? to + token * p.d_value.time : nullptr; });
+        const int64_t first_token = int64_t{kChunk} * chunk;
+        bf16* to = d_values + first_token * p.d_value.time;
+        const int64_t valid = p.time - first_token;
+        write_by_token([&](int tile, int below) { return d_value[tile / 2][tile % 2 * 2 + below]; },
+                       [&](int token) { return token < valid ? to + token * p.d_value.time : nullptr; });
       }
       finish_products<0>(d_state.values);
     }

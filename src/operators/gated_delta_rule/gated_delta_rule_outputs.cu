@@ -16,41 +16,40 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   const Segment segment(p, static_cast<int>(blockIdx.x), p.value_dim / width);
   const int part_column = segment.part * width;
   const int readers = p.output_heads / p.state_heads, steps = segment.chunks * readers;
-  const auto block_of = [&](int step) { return Block(p, segment.stream, segment.first + step / readers); };
+  const Steps of{readers};
 
-  const auto table = [&](int step, int thread) {
-    load_table(memory.rows(step), block_of(step).row_table(p), thread);
-  };
-  const auto load = [&](int step, int thread) {
-    const Block block = block_of(step);
-    const auto stage = memory.stage(step);
-    const int32_t* rows = memory.rows(step);
-    const int reader = step % readers;
-    if (reader == 0) {
-      load_keys(p, block, stage.key, thread);
-      load_values(p, block, stage.slice, part_column, thread);
-    }
-    load_gates(p, block, stage.gates, thread);
-    if (rows[kChunk] > 0) {
-      const int head = block.head * readers + reader;
-      load_packed<key_dim, key_dim, kLoaders>(stage.query, thread, rows, p.query,
-                                              head / (p.output_heads / p.query_heads), 0);
-      load_square(p.weights, block.index * readers + reader, stage.square, thread);
-    }
-    if (reader == readers - 1) load_transfer(p, block, stage.transfer, thread);
-  };
-
-  if (is_loader<Memory>()) return load_chunks<Memory>(steps, table, load);
+  if (is_loader<Memory>()) {
+    begin_loads<Memory>();
+    const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
+    return load_steps<Memory>(
+        steps, [&](int step) { loads.load_table(memory.rows(step), segment.first + of.chunk(step)); },
+        [&](int step) {
+          const auto stage = memory.stage(step);
+          const int32_t* rows = memory.rows(step);
+          const int reader = of.reader(step), chunk = segment.first + of.chunk(step);
+          if (reader == 0) {
+            loads.load_keys(stage.key, chunk);
+            loads.load_values(stage.slice, chunk);
+          }
+          loads.load_gates(stage.gates, chunk);
+          if (rows[kChunk] > 0) {
+            loads.load_queries(stage.query, reader, rows);
+            loads.load_weights(stage.square, chunk, reader);
+          }
+          if (reader == readers - 1) loads.load_transfer(stage.transfer, chunk);
+        });
+  }
   begin_walk<Memory>();
   StateRows<key_dim> state;
   state.read(segment.start(p), part_column, p.value_dim);
+  const int first_head = static_cast<int>(segment.stream % p.state_heads) * readers;
   typename StateRows<key_dim>::Operand rounded;
   uint32_t weighted[4][4];
-  walk_chunks<Memory>(steps, [&](int step) {
+  walk_steps<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
     const int32_t* rows = memory.rows(step);
     const Gates gates(stage.gates);
-    const int reader = step % readers;
+    const int reader = of.reader(step);
     if (reader == 0) {
       as_operand(rounded, state.values);
       Accumulator<1, 8> residual;
@@ -66,8 +65,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
       });
       finish_products<0>(output);
       settle(mixed);
-      const int head = static_cast<int>(segment.stream % p.state_heads) * readers + reader;
-      const int64_t column = part_column + state.column0();
+      bf16* to = packed_row(p.output, 0, first_head + reader) + part_column + state.column0();
       const int t = static_cast<int>(threadIdx.x) % 4;
       write_by_token(
           [&](int tile, int below) {
@@ -78,7 +76,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
           },
           [&](int token) {
             const int packed = rows[token];
-            return packed < 0 ? nullptr : packed_row(p.output, packed, head) + column;
+            return packed < 0 ? nullptr : to + packed * p.output.time;
           });
     }
     if (reader == readers - 1) {

@@ -149,27 +149,27 @@ __device__ inline void change_registers() {
 #endif
 }
 
-// The part of the loaders in a walk over `steps` steps: load(step, thread) copies what a step needs, as one
-// of kLoaders threads, and load_table(step, thread) the table of rows that load(step) reads.
+// The part of the loaders in a walk over `steps` steps: load(step) copies what a step needs and
+// load_table(step) the table of rows that load(step) reads.
 template <typename Memory, typename LoadTable, typename Load>
-__device__ inline void load_chunks(int steps, LoadTable load_table, Load load) {
-  if constexpr (Memory::walkers == 256) change_registers<72, false>();
+__device__ inline void load_steps(int steps, LoadTable load_table, Load load) {
   constexpr int stages = Memory::stages;
-  const int thread = static_cast<int>(threadIdx.x) - Memory::walkers;
   const auto load_ahead = [&](int step) {
-    if (step < steps) load(step, thread);
-    if (step + stages - 1 < steps) load_table(step + stages - 1, thread);
+    if (step < steps) load(step);
+    if (step + stages - 1 < steps) load_table(step + stages - 1);
     commit_copies();
   };
-  for (int step = 0; step < stages - 1 && step < steps; ++step) load_table(step, thread);
+  for (int step = 0; step < stages - 1 && step < steps; ++step) load_table(step);
   commit_copies();
   wait_copies<0>();
   named_barrier(2, kLoaders);
-  for (int step = 0; step < stages - 1; ++step) load_ahead(step);
-  for (int step = 0; step < steps; ++step) {
-    wait_copies<stages - 2>();
-    publish_to_products();
-    named_barrier(1, Memory::threads);
+#pragma unroll 1
+  for (int step = 1 - stages; step < steps; ++step) {
+    if (step >= 0) {
+      wait_copies<stages - 2>();
+      publish_to_products();
+      named_barrier(1, Memory::threads);
+    }
     load_ahead(step + stages - 1);
   }
   wait_copies<0>();
@@ -189,7 +189,7 @@ __device__ inline bool same_in_warp(bool flag) {
 
 // The part of the other warps.
 template <typename Memory, typename Walk>
-__device__ inline void walk_chunks(int steps, Walk walk) {
+__device__ inline void walk_steps(int steps, Walk walk) {
   for (int step = 0; step < steps; ++step) {
     named_barrier(1, Memory::threads);  // the step's stage is there, and the one to be loaded has been read
     walk(step);
@@ -199,9 +199,9 @@ template <typename Memory>
 __device__ inline void begin_walk() {
   if constexpr (Memory::walkers == 256) change_registers<216, true>();
 }
-
-__device__ inline void load_table(int32_t* to, const int32_t* from, int thread) {
-  if (thread < gated_delta_row_table / 4) copy_async(to + 4 * thread, from + 4 * thread);
+template <typename Memory>
+__device__ inline void begin_loads() {
+  if constexpr (Memory::walkers == 256) change_registers<72, false>();
 }
 
 // All columns in a block, unless that leaves multiprocessors idle: each of two parts reads all of K and E.

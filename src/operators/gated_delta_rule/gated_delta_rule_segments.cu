@@ -26,18 +26,20 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   if (!is_needed) return;
   const int part_column = (segment.part - (is_transfer ? value_parts : 0)) * width;
 
-  const auto load = [&](int step, int thread) {
-    const Block block(p, segment.stream, segment.first + step);
-    const auto stage = memory.stage(step);
-    load_keys(p, block, stage.key, thread);
-    if (!is_transfer) load_values(p, block, stage.slice, part_column, thread);
-    load_gates(p, block, stage.gates, thread);
-    load_transfer(p, block, stage.transfer, thread);
-  };
-
-  if (is_loader<Memory>())
-    return load_chunks<Memory>(
-        segment.chunks, [](int, int) {}, load);
+  if (is_loader<Memory>()) {
+    begin_loads<Memory>();
+    const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
+    return load_steps<Memory>(
+        segment.chunks, [](int) {},
+        [&](int step) {
+          const auto stage = memory.stage(step);
+          const int chunk = segment.first + step;
+          loads.load_keys(stage.key, chunk);
+          if (!is_transfer) loads.load_values(stage.slice, chunk);
+          loads.load_gates(stage.gates, chunk);
+          loads.load_transfer(stage.transfer, chunk);
+        });
+  }
   begin_walk<Memory>();
   StateRows<key_dim> state;
   state.values.for_pairs([&](int row, int column, float& first, float& second) {
@@ -45,7 +47,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     first = is_transfer && column == diagonal ? 1.0f : 0.0f;
     second = is_transfer && column + 1 == diagonal ? 1.0f : 0.0f;
   });
-  walk_chunks<Memory>(segment.chunks, [&](int step) {
+  walk_steps<Memory>(segment.chunks, [&](int step) {
     const auto stage = memory.stage(step);
     const Gates gates(stage.gates);
     typename StateRows<key_dim>::Operand rounded;

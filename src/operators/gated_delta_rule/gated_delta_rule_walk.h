@@ -45,40 +45,116 @@ __device__ inline void write_by_token(Pair pair, RowPointer row_pointer) {
   }
 }
 
-template <int key_dim>
-__device__ inline void load_keys(const GatedDeltaArguments& p, const Block& block,
-                                 Panels<kChunk, key_dim> tile, int thread) {
-  const bf16* key = block.key_rows(p);
-  load_rows<key_dim, key_dim, kChunk, kLoaders>(tile, thread, block.valid,
-                                                [&](int row) { return key + row * p.key.time; });
-}
+// The steps of a walk: every reader (output head) of every chunk.
+struct Steps {
+  int readers;
 
+  __device__ int chunk(int step) const { return readers == 1 ? step : step / readers; }
+  __device__ int reader(int step) const { return readers == 1 ? 0 : step % readers; }
+};
+
+// A loader's share of tiles of 64 rows: some columns of every few rows. All that differs between tiles is a
+// base, for a loader is one warp of four that must keep up with all walkers.
 template <int width>
-__device__ inline void load_values(const GatedDeltaArguments& p, const Block& block,
-                                   Panels<kChunk, width> tile, int part_column, int thread) {
-  const bf16* value = block.rows_of(p.value, block.head) + part_column;
-  load_rows<width, width, kChunk, kLoaders>(tile, thread, block.valid,
-                                            [&](int row) { return value + row * p.value.time; });
-}
+struct Share {
+  static constexpr int units = width / 8, row_step = kLoaders / units, count = kChunk / row_step;
+  static_assert(row_step % 8 == 0);  // rows that many apart have their units in the same order
+  int row, column;
 
-template <int key_dim>
-__device__ inline void load_transfer(const GatedDeltaArguments& p, const Block& block,
-                                     Panels<kChunk, key_dim> tile, int thread) {
-  const bf16* transfer = static_cast<const bf16*>(p.transfer) + block.index * kChunk * key_dim;
-  load_rows<key_dim, key_dim, kChunk, kLoaders>(tile, thread, kChunk,
-                                                [&](int row) { return transfer + row * key_dim; });
-}
+  __device__ explicit Share(int thread) : row(thread / units), column(thread % units * 8) {}
 
-__device__ inline void load_gates(const GatedDeltaArguments& p, const Block& block, float* gates,
-                                  int thread) {
-  if (thread < kGates / 4) copy_async(gates + 4 * thread, p.gates + block.index * kGates + 4 * thread);
-}
+  // From rows that lie `pitch` elements apart; those at and past valid_rows become zero.
+  __device__ void load(Panels<kChunk, width> tile, const bf16* first, int64_t pitch,
+                       int valid_rows = kChunk) const {
+    const bf16* from = first + row * pitch + column;
+    bf16* to = tile.unit(row, column);
+#pragma unroll
+    for (int n = 0; n < count; ++n) {
+      copy_async(to + n * row_step * 64, from, row + n * row_step < valid_rows);
+      from += row_step * pitch;
+    }
+  }
+  // By a table of packed rows, in which −1 stands for a row of zeros.
+  __device__ void load_packed(Panels<kChunk, width> tile, const bf16* first, int64_t pitch,
+                              const int32_t* rows) const {
+    const bf16* from = first + column;
+    bf16* to = tile.unit(row, column);
+    int32_t packed[count];
+#pragma unroll
+    for (int n = 0; n < count; ++n) packed[n] = rows[row + n * row_step];
+#pragma unroll
+    for (int n = 0; n < count; ++n)
+      copy_async(to + n * row_step * 64, from + packed[n] * pitch, packed[n] >= 0);
+  }
+};
 
-__device__ inline void load_square(const void* squares, int64_t index, Panels<kChunk, kChunk> tile,
-                                   int thread) {
-  const bf16* square = static_cast<const bf16*>(squares) + index * kChunk * kChunk;
-  load_rows<kChunk, kChunk, kChunk, kLoaders>(tile, thread, kChunk,
-                                              [&](int row) { return square + row * kChunk; });
-}
+// Where the chunks of a stream lie, for the loaders of a walk with `width` columns from part_column on.
+template <int key_dim, int width>
+struct StreamLoads {
+  const GatedDeltaArguments& p;
+  Share<key_dim> key_share;
+  Share<width> value_share;
+  Share<kChunk> square_share;
+  int thread, part_column, head, readers, query_sharers, last_valid;
+  int64_t first_block;
+  const bf16 *keys, *values, *transfers;
+  const int32_t* tables;
+
+  __device__ StreamLoads(const GatedDeltaArguments& arguments, int64_t stream, int first_column)
+      : p(arguments),
+        key_share(static_cast<int>(threadIdx.x) % kLoaders),
+        value_share(static_cast<int>(threadIdx.x) % kLoaders),
+        square_share(static_cast<int>(threadIdx.x) % kLoaders),
+        thread(static_cast<int>(threadIdx.x) % kLoaders),
+        part_column(first_column),
+        readers(p.output_heads / p.state_heads),
+        query_sharers(p.output_heads / p.query_heads) {
+    const Block first(p, stream, 0), last(p, stream, p.chunks - 1);
+    head = first.head, last_valid = last.valid, first_block = first.index;
+    keys = first.key_rows(p);
+    values = first.rows_of(p.value, head) + part_column;
+    transfers = static_cast<const bf16*>(p.transfer) + first_block * kChunk * key_dim;
+    tables = first.row_table(p);
+  }
+  __device__ int valid(int chunk) const { return chunk == p.chunks - 1 ? last_valid : kChunk; }
+  __device__ void load_keys(Panels<kChunk, key_dim> tile, int chunk) const {
+    key_share.load(tile, keys + int64_t{kChunk} * chunk * p.key.time, p.key.time, valid(chunk));
+  }
+  __device__ void load_values(Panels<kChunk, width> tile, int chunk) const {
+    value_share.load(tile, values + int64_t{kChunk} * chunk * p.value.time, p.value.time, valid(chunk));
+  }
+  __device__ void load_transfer(Panels<kChunk, key_dim> tile, int chunk) const {
+    key_share.load(tile, transfers + int64_t{kChunk} * key_dim * chunk, key_dim);
+  }
+  __device__ void load_inverse(Panels<kChunk, kChunk> tile, int chunk) const {
+    load_square(tile, p.inverse, first_block + chunk);
+  }
+  __device__ void load_gates(float* gates, int chunk) const {
+    if (thread < kGates / 4)
+      copy_async(gates + 4 * thread, p.gates + (first_block + chunk) * kGates + 4 * thread);
+  }
+  __device__ void load_table(int32_t* to, int chunk) const {
+    if (thread < gated_delta_row_table / 4)
+      copy_async(to + 4 * thread, tables + int64_t{gated_delta_row_table} * chunk + 4 * thread);
+  }
+  // Of a reader of a chunk with rows.
+  __device__ void load_weights(Panels<kChunk, kChunk> tile, int chunk, int reader) const {
+    load_square(tile, p.weights, (first_block + chunk) * readers + reader);
+  }
+  __device__ void load_queries(Panels<kChunk, key_dim> tile, int reader, const int32_t* rows) const {
+    const int of_output = head * readers + reader;
+    const int query_head = query_sharers == 1 ? of_output : of_output / query_sharers;
+    key_share.load_packed(tile, packed_row(p.query, 0, query_head), p.query.time, rows);
+  }
+  __device__ void load_d_output(Panels<kChunk, width> tile, int reader, const int32_t* rows) const {
+    value_share.load_packed(tile, packed_row(p.d_output, 0, head * readers + reader) + part_column,
+                            p.d_output.time, rows);
+  }
+
+ private:
+  __device__ void load_square(Panels<kChunk, kChunk> tile, const void* squares, int64_t index) const {
+    square_share.load(tile, static_cast<const bf16*>(squares) + index * kChunk * kChunk, kChunk);
+  }
+};
 
 }  // namespace oryx::cuda
