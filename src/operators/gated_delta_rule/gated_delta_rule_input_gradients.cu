@@ -131,10 +131,12 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
   const int readers = p.readers;
   const Gates gates(memory.gates);
 
-  const auto load_reader = [&](int reader) {
+  using QueryRows = RowsOfThread<threads, key_dim>;
+  using OutputRows = RowsOfThread<threads, value_dim>;
+  const auto load_reader = [&](int reader, const QueryRows& of_query, const OutputRows& of_output) {
     const int head = block.head * readers + reader;
-    load_packed<threads>(memory.query, rows, p.query, p.query_head(head));
-    load_packed<threads>(memory.d_output, rows, p.d_output, head);
+    of_query.copy(memory.query, p.query, p.query_head(head));
+    of_output.copy(memory.d_output, p.d_output, head);
   };
   const int index = static_cast<int>(block.index);  // where registers are scarce
   // The block's in a tensor of `size` elements for each.
@@ -155,15 +157,20 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
     __syncthreads();
   };
 
+  const bool has_rows = p.d_output.data != nullptr && rows[kChunk] > 0;
+  const QueryRows first_of_query(rows);
+  const OutputRows first_of_output(rows);
   load_gates(memory.gates, p, block.index);
   load_rows<threads>(memory.key, p.key_rows(block), p.key.time, block.valid);
   load_whole<threads>(memory.surprise, own(p.surprises, value_dim * kChunk));
-  const bool has_rows = p.d_output.data != nullptr && rows[kChunk] > 0;
-  if (has_rows) load_reader(0);
+  if (has_rows) load_reader(0, first_of_query, first_of_output);
   commit_copies();
   load_whole<threads>(memory.state, own(p.states, value_dim * key_dim));
   commit_copies();
-  if (!has_rows) {
+  if (has_rows) {
+    prefetch<threads, Memory::Surprises::bytes>(own(p.d_surprises, value_dim * kChunk));
+    prefetch<threads, Memory::States::bytes>(own(p.d_states, value_dim * key_dim));
+  } else {
     load_d_surprise();
     load_d_state(0);
   }
@@ -187,7 +194,7 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
       wait_copies<1>();
     } else {
       __syncthreads();
-      load_reader(reader);
+      load_reader(reader, QueryRows(rows), OutputRows(rows));
       commit_copies();
       wait_copies<0>();
     }

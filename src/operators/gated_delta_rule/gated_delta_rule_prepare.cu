@@ -11,17 +11,26 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kPitch = 68;  // of a float32 square: fragments of tf32 products lie in different banks
 
-// G, β, ρ and β ⊙ ρ of the chunk by the first warp, two tokens a lane.
-__device__ void write_gates(const GatedDeltaArguments& p, const Block& block, float* gates) {
-  const int lane = static_cast<int>(threadIdx.x);
+// The logarithms of the decays and β of the lane's two tokens, read before they are needed.
+struct GatesOfLane {
   float decay[2], beta[2];
+
+  __device__ GatesOfLane(const GatedDeltaArguments& p, const Block& block) {
 #pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int i = 2 * lane + e;
-    const int64_t at = (block.token(p) + i) * p.state_heads + block.head;
-    decay[e] = i < block.valid ? p.log_decay[at] : 0.0f;
-    beta[e] = i < block.valid ? p.beta[at] : 0.0f;
+    for (int e = 0; e < 2; ++e) {
+      const int i = static_cast<int>(threadIdx.x) % 32 * 2 + e;
+      const int64_t at = (block.token(p) + i) * p.state_heads + block.head;
+      decay[e] = i < block.valid ? p.log_decay[at] : 0.0f;
+      beta[e] = i < block.valid ? p.beta[at] : 0.0f;
+    }
   }
+};
+
+// G, β, ρ and β ⊙ ρ of the chunk by the first warp.
+__device__ void write_gates(const GatedDeltaArguments& p, const Block& block, const GatesOfLane& of_lane,
+                            float* gates) {
+  const int lane = static_cast<int>(threadIdx.x);
+  const auto& [decay, beta] = of_lane;
   float sum = decay[0] + decay[1];
 #pragma unroll
   for (int distance = 1; distance < 32; distance *= 2) {
@@ -353,19 +362,22 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const ChunkArgumen
   const int32_t* rows = block.row_table(p);
   bf16* inverse = static_cast<bf16*>(p.inverse) + block.index * kChunk * kChunk;
 
+  using Rows = RowsOfThread<kThreads, key_dim>;
+  const int readers = rows[kChunk] > 0 ? p.readers : 0;
+  const GatesOfLane gates(p, block);
+  const Rows first_rows(rows);
   load_rows<kThreads>(memory.key, p.key_rows(block), p.key.time, block.valid);
   if (!solves) {
     load_rows<64, 64, kChunk, kThreads>(memory.inverse, thread, kChunk,
                                         [&](int row) { return inverse + row * kChunk; });
   }
   commit_copies();
-  const int readers = rows[kChunk] > 0 ? p.readers : 0;
-  const auto load_query = [&](int reader) {
-    load_packed<kThreads>(memory.query, rows, p.query, p.query_head(block.head * p.readers + reader));
+  const auto load_query = [&](int reader, const Rows& rows_of_query) {
+    rows_of_query.copy(memory.query, p.query, p.query_head(block.head * p.readers + reader));
     commit_copies();
   };
-  if (readers > 0) load_query(0);
-  if (thread < 32) write_gates(p, block, memory.gates);
+  if (readers > 0) load_query(0, first_rows);
+  if (thread < 32) write_gates(p, block, gates, memory.gates);
   readers > 0 ? wait_copies<1>() : wait_copies<0>();
   publish_to_products();
   __syncthreads();
@@ -382,7 +394,7 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const ChunkArgumen
   for (int reader = 0; reader < readers; ++reader) {
     if (reader > 0) {
       __syncthreads();
-      load_query(reader);
+      load_query(reader, Rows(rows));
     }
     wait_copies<0>();
     publish_to_products();

@@ -173,22 +173,38 @@ __device__ inline void load_whole(Panels<rows, columns> tile, const bf16* first)
   for (int i = 0; i < Load::count; ++i)
     copy_async(load.target + i * Load::step * 64, from + i * Load::step * columns);
 }
-// Rows by a table, in which −1 stands for zeros.
-template <int threads, int rows, int columns>
-__device__ inline void load_packed(Panels<rows, columns> tile, const int32_t* table, const GatedDeltaRows& x,
-                                   int head) {
-  using Load = PanelLoad<threads, rows, columns>;
-  const Load load(tile);
-  const bf16* first = packed_row(x, 0, head) + load.column;
-  const int64_t stride = static_cast<int32_t>(x.time);  // one instruction multiplies by it
+// What the thread needs of a block's table of rows, in which −1 stands for zeros, to copy tiles of `columns`
+// columns by it; read early, so that the copies need not wait for it.
+template <int threads, int columns>
+struct RowsOfThread {
+  using Load = PanelLoad<threads, kChunk, columns>;
   int32_t packed[Load::count];
+
+  __device__ explicit RowsOfThread(const int32_t* table) {
 #pragma unroll
-  for (int i = 0; i < Load::count; ++i) packed[i] = table[load.row + i * Load::step];
-#pragma unroll
-  for (int i = 0; i < Load::count; ++i) {
-    copy_async(load.target + i * Load::step * 64, first + (packed[i] < 0 ? 0 : packed[i]) * stride,
-               packed[i] >= 0);
+    for (int i = 0; i < Load::count; ++i)
+      packed[i] = table[static_cast<int>(threadIdx.x) / Load::units + i * Load::step];
   }
+  __device__ void copy(Panels<kChunk, columns> tile, const GatedDeltaRows& x, int head) const {
+    const Load load(tile);
+    const bf16* first = packed_row(x, 0, head) + load.column;
+    const int64_t stride = static_cast<int32_t>(x.time);  // one instruction multiplies by it
+#pragma unroll
+    for (int i = 0; i < Load::count; ++i) {
+      copy_async(load.target + i * Load::step * 64, first + (packed[i] < 0 ? 0 : packed[i]) * stride,
+                 packed[i] >= 0);
+    }
+  }
+};
+
+// Asks for memory that the block will copy later.
+template <int threads, int bytes>
+__device__ inline void prefetch([[maybe_unused]] const bf16* first) {
+#ifndef ORYX_EMULATED
+#pragma unroll
+  for (int i = static_cast<int>(threadIdx.x); i < bytes / 128; i += threads)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(first) + 128 * i));
+#endif
 }
 
 }  // namespace oryx::cuda
