@@ -13,6 +13,7 @@ void add_generate(CLI::App& app);
 void add_logits(CLI::App& app);
 void add_evaluate(CLI::App& app);
 void add_curve(CLI::App& app);
+void add_report(CLI::App& app);
 void add_benchmark(CLI::App& app);
 
 }  // namespace oryx::cli

@@ -69,24 +69,28 @@ class Output {
   bool push(int64_t id, Mode mode) {
     const auto token = static_cast<int32_t>(id);
     if (tokenizer_.is_special(token)) return true;
-    show(stream_.push(tokenizer_.token_bytes(token), static_cast<int>(mode)));
+    take(stream_.push(tokenizer_.token_bytes(token), static_cast<int>(mode)));
     return !stream_.stopped();
   }
 
   // Stop strings do not count in the prompt.
-  void echo(const std::vector<int64_t>& prompt, const schedule::ModeSpans& modes) {
+  void read_prompt(const std::vector<int64_t>& prompt, const schedule::ModeSpans& modes, bool echo) {
     TextStream stream;
     auto span = modes.begin();
+    const auto take = [&](const std::vector<TextStream::Piece>& pieces) {
+      collect(pieces, /*prompt=*/true);
+      if (echo) show(pieces);
+    };
     for (int64_t position = 0; position < static_cast<int64_t>(prompt.size()); ++position) {
       if (position == span->end) ++span;
       const auto bytes = tokenizer_.token_bytes(static_cast<int32_t>(prompt[position]));
-      show(stream.push(bytes, static_cast<int>(span->mode)));
+      take(stream.push(bytes, static_cast<int>(span->mode)));
     }
-    show(stream.finish());
+    take(stream.finish());
   }
 
   void finish() {
-    show(stream_.finish());
+    take(stream_.finish());
     if (shown_ >= 0) write(colour_end());
     shown_ = -1;
     if (!json_ && !text_.empty() && text_.back() != '\n') write("\n");
@@ -94,7 +98,42 @@ class Output {
 
   const std::string& text() const { return text_; }
 
+  // Prompt and new text in pieces of one mode, for --json.
+  Array pieces() const {
+    Array rows;
+    for (const Piece& piece : pieces_) {
+      Table row;
+      row.set("text", Value{piece.text});
+      row.set("mode", Value{std::string(schedule::mode_name(piece.mode))});
+      row.set("prompt", Value{piece.prompt});
+      rows.push_back(Value{std::move(row)});
+    }
+    return rows;
+  }
+
  private:
+  struct Piece {
+    std::string text;
+    Mode mode;
+    bool prompt;
+  };
+
+  void take(const std::vector<TextStream::Piece>& pieces) {
+    collect(pieces, /*prompt=*/false);
+    show(pieces);
+  }
+
+  void collect(const std::vector<TextStream::Piece>& pieces, bool prompt) {
+    if (!json_) return;
+    for (const TextStream::Piece& piece : pieces) {
+      const Mode mode = static_cast<Mode>(piece.tag);
+      if (pieces_.empty() || pieces_.back().mode != mode || pieces_.back().prompt != prompt) {
+        pieces_.push_back({"", mode, prompt});
+      }
+      pieces_.back().text += piece.text;
+    }
+  }
+
   void show(const std::vector<TextStream::Piece>& pieces) {
     for (const TextStream::Piece& piece : pieces) {
       text_ += piece.text;
@@ -116,6 +155,7 @@ class Output {
   const tokenizer::Tokenizer& tokenizer_;
   TextStream stream_;
   std::string text_;
+  std::vector<Piece> pieces_;
   bool json_, colour_;
   int shown_ = -1;  // the mode whose colour is on
 };
@@ -137,8 +177,8 @@ struct Speed {
   double generation() const { return tokens > 1 ? rate(tokens - 1, last - first) : 0; }
 };
 
-Table to_table(const Completion& completion, const std::string& text, int64_t prompt_tokens,
-               const Speed& speed) {
+Table to_table(const Options& options, const schedule::Schedule& schedule, const Completion& completion,
+               const Output& output, int64_t prompt_tokens, const Speed& speed) {
   Array ids, logprobs, modes;
   for (const Token& token : completion.tokens) {
     ids.push_back(Value{token.id});
@@ -155,11 +195,14 @@ Table to_table(const Completion& completion, const std::string& text, int64_t pr
   rates.set("prompt", Value{speed.prompt(prompt_tokens)});
   rates.set("generation", Value{speed.generation()});
   Table table;
-  table.set("text", Value{text});
+  table.set("model", Value{options.model});
+  table.set("schedule", Value{schedule.text()});
+  table.set("text", Value{output.text()});
   table.set("ids", Value{std::move(ids)});
   table.set("logprobs", Value{std::move(logprobs)});
   table.set("prompt_tokens", Value{prompt_tokens});
   table.set("modes", Value{std::move(modes)});
+  table.set("pieces", Value{output.pieces()});
   table.set("finish_reason", Value{std::string(generation::finish_name(completion.finish))});
   table.set("tokens_per_second", Value{std::move(rates)});
   return table;
@@ -196,7 +239,7 @@ void generate(const Options& options) {
   const generation::Generator generator(model, tokenizer->vocabulary_size());
   watch_for_interrupt();
   if (!options.json && use_colour(options.color)) log("{}", colour_legend());
-  if (options.echo) output.echo(request.prompt, modes);
+  if (options.echo || options.json) output.read_prompt(request.prompt, modes, options.echo);
   Speed speed;
   auto bar = std::make_unique<ProgressBar>(prompt_tokens, "prompt", ProgressOptions{.unit = "tok"});
   const auto completion = generator.generate(
@@ -219,7 +262,8 @@ void generate(const Options& options) {
   bar.reset();
   output.finish();
   if (options.json) {
-    fmt::print("{}\n", formats::to_json(to_table(completion, output.text(), prompt_tokens, speed)));
+    const Table table = to_table(options, *schedule, completion, output, prompt_tokens, speed);
+    fmt::print("{}\n", formats::to_json(table));
   } else {
     log("prompt: {} tokens, {:.0f} a second; generated: {} tokens, {:.1f} a second; finished by {}",
         prompt_tokens, speed.prompt(prompt_tokens), completion.tokens.size(), speed.generation(),

@@ -45,6 +45,7 @@ int run(int argc, char** argv) {
   add_logits(app);
   add_evaluate(app);
   add_curve(app);
+  add_report(app);
   add_benchmark(app);
   const std::vector<std::string> names = command_names(app);
   if (argc > 1 && argv[1][0] != '-' && std::find(names.begin(), names.end(), argv[1]) == names.end()) {

@@ -32,8 +32,8 @@ struct Plot {
   std::vector<Series> series;
   std::vector<Marker> markers;
   bool logarithmic_y = false;
-  // Curves are cut off beyond it; by default the range of all values.
-  std::optional<std::pair<double, double>> y_range;
+  // Curves are cut off beyond them; by default the range of all values.
+  std::optional<std::pair<double, double>> x_range = {}, y_range = {};
   std::optional<double> baseline = {};  // a horizontal line, say at zero, always in view
 };
 

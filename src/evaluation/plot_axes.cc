@@ -101,6 +101,7 @@ std::pair<Axis, Axis> plot_axes(const Plot& plot) {
     low_y = std::min(low_y, *plot.baseline);
     high_y = std::max(high_y, *plot.baseline);
   }
+  if (plot.x_range) std::tie(low_x, high_x) = *plot.x_range;
   if (plot.y_range) std::tie(low_y, high_y) = *plot.y_range;
   return {Axis(low_x, high_x, false), Axis(low_y, high_y, plot.logarithmic_y)};
 }

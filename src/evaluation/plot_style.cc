@@ -67,7 +67,7 @@ std::string legend_swatch(const Series& series, const SeriesStyle& style, double
     svg += fmt::format("<line x1=\"{:.1f}\" x2=\"{:.1f}\" y1=\"{:.1f}\" y2=\"{:.1f}\" {}/>", left, left + 34,
                        y, y, stroke_attributes(style));
   }
-  if (series.points) svg += point_mark(style, left + 17, y);
+  if (series.points) svg += point_mark(style, series.line ? left + 17 : left + 7, y);
   return svg;
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "evaluation/plot.h"
+#include "evaluation/plot_labels.h"
 #include "evaluation/plot_style.h"
 
 namespace oryx::evaluation {
@@ -21,6 +22,9 @@ struct Frame {
   double right() const { return left + width; }
   double at_x(double value) const { return left + width * x.place(value); }
   double at_y(double value) const { return top + height * (1 - y.place(value)); }
+  bool holds(double px, double py) const {
+    return px >= left - 0.5 && px <= right() + 0.5 && py >= top - 0.5 && py <= bottom() + 0.5;
+  }
 };
 
 // Colours of what is no series: those of white paper, or the page's variables.
@@ -120,26 +124,48 @@ std::string band_path(const Series& series, const Plot& plot, const Frame& frame
 }
 
 void draw_series(std::string& svg, const Series& series, const SeriesStyle& style, const Plot& plot,
-                 const Frame& frame, const Ink& ink) {
+                 const Frame& frame, const std::string& clip) {
   const size_t stride = std::max<size_t>(1, (series.x.size() + kMaximumPoints - 1) / kMaximumPoints);
   if (!series.low.empty() && !series.high.empty()) {
-    svg += fmt::format("<path class=\"band\" d=\"{}\" style=\"fill:{}\" fill-opacity=\"0.16\"/>\n",
-                       band_path(series, plot, frame, stride), style.colour);
+    svg += fmt::format(
+        "<path class=\"band\" clip-path=\"url(#{})\" d=\"{}\" style=\"fill:{}\" fill-opacity=\"0.16\"/>\n",
+        clip, band_path(series, plot, frame, stride), style.colour);
   }
   if (series.line) {
-    svg += fmt::format("<path class=\"line\" d=\"{}\" {} stroke-linejoin=\"round\"/>\n",
-                       line_path(series, plot, frame, stride), stroke_attributes(style));
+    svg +=
+        fmt::format("<path class=\"line\" clip-path=\"url(#{})\" d=\"{}\" {} stroke-linejoin=\"round\"/>\n",
+                    clip, line_path(series, plot, frame, stride), stroke_attributes(style));
   }
   if (!series.points) return;
   for (size_t i = 0; i < series.x.size(); ++i) {
     if (!drawable(series.y[i], plot)) continue;
     const double x = frame.at_x(series.x[i]), y = frame.at_y(series.y[i]);
-    svg += point_mark(style, x, y) + "\n";
-    if (series.labels.empty() || series.labels[i].empty()) continue;
-    // Towards the middle, so that no label leaves the frame.
-    const bool left_half = series.x[i] <= (frame.x.low() + frame.x.high()) / 2;
-    svg += text(x + (left_half ? 7 : -7), y - 6, left_half ? "start" : "end", ink.muted, series.labels[i],
-                " font-size=\"11\"");
+    if (!frame.holds(x, y)) continue;  // those on its edge are drawn whole
+    const std::string name = series.labels.empty() ? series.name : series.name + ": " + series.labels[i];
+    svg += fmt::format("<g><title>{}</title>{}</g>\n", escape_markup(name), point_mark(style, x, y));
+  }
+}
+
+// After all curves, so that labels stay clear of every point. One that finds no room is left to its point's
+// title.
+void draw_labels(std::string& svg, const Plot& plot, const Frame& frame, const Ink& ink) {
+  LabelPlacer placer(frame.left, frame.top, frame.right(), frame.bottom());
+  for (const Series& series : plot.series) {
+    for (size_t i = 0; series.points && i < series.x.size(); ++i) {
+      if (!drawable(series.y[i], plot)) continue;
+      placer.add_point(frame.at_x(series.x[i]), frame.at_y(series.y[i]));
+    }
+  }
+  for (size_t number = 0; number < plot.series.size(); ++number) {
+    const Series& series = plot.series[number];
+    for (size_t i = 0; i < series.labels.size(); ++i) {
+      if (series.labels[i].empty() || !drawable(series.y[i], plot)) continue;
+      if (!frame.holds(frame.at_x(series.x[i]), frame.at_y(series.y[i]))) continue;
+      const auto place = placer.place(frame.at_x(series.x[i]), frame.at_y(series.y[i]), series.labels[i]);
+      if (!place) continue;
+      svg += text(place->x, place->y, place->anchor, ink.muted, series.labels[i],
+                  fmt::format(" font-size=\"11\" data-label=\"{}\"", number));
+    }
   }
 }
 
@@ -151,17 +177,17 @@ std::string draw_plot(const Plot& plot, const std::vector<SeriesStyle>& styles, 
       id, frame.left, frame.top, frame.width, frame.height);
   draw_axes(svg, plot, frame, ink);
   draw_markers(svg, plot, frame, ink);
-  svg += fmt::format("<g clip-path=\"url(#{})\">\n", id);
   // What others are compared with lies below them.
   for (const bool emphasised : {true, false}) {
     for (size_t i = 0; i < plot.series.size(); ++i) {
       if (plot.series[i].emphasised != emphasised) continue;
       svg += fmt::format("<g data-series=\"{}\">\n", i);
-      draw_series(svg, plot.series[i], styles[i], plot, frame, ink);
+      draw_series(svg, plot.series[i], styles[i], plot, frame, id);
       svg += "</g>\n";
     }
   }
-  return svg + "</g>\n";
+  draw_labels(svg, plot, frame, ink);
+  return svg;
 }
 
 // To the right of the frame, one line a series.
