@@ -129,7 +129,7 @@ __device__ inline Wide<T> exponential(Wide<T> x) {
 template <typename T>
 __device__ inline Wide<T> sigmoid(Wide<T> x) {
   if constexpr (std::is_same_v<T, bf16>) {
-    return __fdividef(1.0f, 1.0f + exp2_fast(-log2_of_e * x));
+    return reciprocal_fast(1.0f + exp2_fast(-log2_of_e * x));
   } else {
     return Wide<T>(1) / (Wide<T>(1) + exponential<T>(-x));
   }
