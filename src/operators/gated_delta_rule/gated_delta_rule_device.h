@@ -64,43 +64,6 @@ __device__ inline void load_rows(Destination tile, int thread, int valid_rows, R
   }
 }
 
-// The same by a table of packed rows, in which −1 stands for a row of zeros. The table is read before the
-// copies: each read in between would wait for itself.
-template <int columns, int width, int threads, typename Destination>
-__device__ inline void load_packed(Destination tile, int thread, const int32_t* rows, const GatedDeltaRows& x,
-                                   int head, int column0) {
-  constexpr int units = width / 8, count = kChunk * units / threads, at_once = count < 4 ? count : 4;
-  static_assert(count % at_once == 0);
-#pragma unroll 1
-  for (int first = 0; first < count; first += at_once) {
-    int32_t packed[at_once];
-#pragma unroll
-    for (int e = 0; e < at_once; ++e) packed[e] = rows[(thread + (first + e) * threads) / units];
-#pragma unroll
-    for (int e = 0; e < at_once; ++e) {
-      const int i = thread + (first + e) * threads, row = i / units, column = i % units * 8;
-      const bool valid = packed[e] >= 0;
-      copy_async(tile.unit(row, column), packed_row(x, valid ? packed[e] : 0, head) + column0 + column,
-                 valid);
-    }
-  }
-}
-
-// An 8 × 8 tile of 16-bit elements, of which the lane holds row lane / 4, columns 2 (lane % 4) and the next,
-// transposed.
-__device__ inline uint32_t transpose_matrix(uint32_t pair) {
-#ifdef ORYX_EMULATED
-  const int lane = static_cast<int>(threadIdx.x) % 32, source = lane % 4 * 8 + lane / 8;
-  const uint32_t first = __shfl_sync(0xffffffffu, pair, source),
-                 second = __shfl_sync(0xffffffffu, pair, source + 4);
-  return lane / 4 % 2 == 0 ? (first & 0xffffu) | second << 16 : first >> 16 | (second & 0xffff0000u);
-#else
-  uint32_t result;
-  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(pair));
-  return result;
-#endif
-}
-
 // Two registers of neighbouring tiles of 8 columns, each the lane's pair of a row, as four columns that lie
 // together, from pair_column() on in the two tiles' 16.
 __device__ inline uint2 pair_up(uint32_t first, uint32_t second) {
