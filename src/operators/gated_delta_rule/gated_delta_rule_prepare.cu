@@ -367,10 +367,7 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const ChunkArgumen
   const GatesOfLane gates(p, block);
   const Rows first_rows(rows);
   load_rows<kThreads>(memory.key, p.key_rows(block), p.key.time, block.valid);
-  if (!solves) {
-    load_rows<64, 64, kChunk, kThreads>(memory.inverse, thread, kChunk,
-                                        [&](int row) { return inverse + row * kChunk; });
-  }
+  if (!solves) load_whole<kThreads>(Panels<kChunk, kChunk>{memory.inverse.base}, inverse);
   commit_copies();
   const auto load_query = [&](int reader, const Rows& rows_of_query) {
     rows_of_query.copy(memory.query, p.query, p.query_head(block.head * p.readers + reader));
