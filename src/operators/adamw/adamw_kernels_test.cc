@@ -16,7 +16,7 @@ Tensors make_tensors(at::ScalarType dtype) {
   const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
   Tensors tensors;
   for (int i = 0; i < 70; ++i) tensors.push_back(at::randn({i % 7, 3}, options));
-  tensors.push_back(at::randn({testing::is_emulated ? 20001 : 20000003}, options));
+  tensors.push_back(at::randn({testing::wants_small_cases() ? 20001 : 20000003}, options));
   tensors.push_back(at::randn({1001}, options).narrow(0, 1, 1000));
   tensors.push_back(at::randn({64, 33}, options));
   return tensors;

@@ -121,7 +121,7 @@ std::vector<Case> cases() {
       {"decode_long", 1, 8300, 1, 1, 64, {{0, 8192, 8193}}},
       {"decode_beside_a_prompt", 3, 300, 2, 2, 64, {{0, 270, 271}, {1, 17, 60}, {2, 0, 1}}},
   };
-  if (!testing::is_emulated) {
+  if (!testing::wants_small_cases()) {
     std::mt19937 random(5);
     const auto chunks = [&](const char* name, int64_t batch, int64_t time, int64_t heads, int64_t dim,
                             int one_in) {

@@ -29,7 +29,7 @@ at::Tensor leaf(const at::Tensor& t) { return t.detach().clone().set_requires_gr
 TEST(CrossEntropyKernels, MatchReference) {
   at::manual_seed(1);
   for (const Case& c : cases) {
-    if (testing::is_emulated && c.on_gpu_only) continue;
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype == at::kDouble) continue;
       // Gradients of bfloat16 carry the rounding of the logits' gradients and of the products.

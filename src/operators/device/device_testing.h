@@ -5,6 +5,8 @@
 #include <ATen/Context.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
+
 #include "operators/device/runtime.h"
 #ifdef ORYX_EMULATED
 #include "operators/device/emulator.h"
@@ -27,6 +29,13 @@ constexpr bool is_emulated =
 #else
     false;
 #endif
+
+// Whether only small cases run: under the emulator, and on a GPU where ORYX_SMALL_CASES is set, for tools
+// that make every access a hundred times slower.
+inline bool wants_small_cases() {
+  static const bool asked = std::getenv("ORYX_SMALL_CASES") != nullptr;
+  return is_emulated || asked;
+}
 
 // From now on at::empty gives NaN, so that an element which no kernel writes shows. For a constant of the
 // test's file.

@@ -331,7 +331,7 @@ TEST(GatedDeltaRuleKernels, EmptySequencesKeepTheState) {
 
 // Sizes of training; only a GPU has the time for them.
 TEST(GatedDeltaRuleKernels, TrainingSizes) {
-  if (is_emulated) return;
+  if (wants_small_cases()) return;
   for (const MixerCase& c :
        {MixerCase{8, 2048, 16, 16, 16, 128, 128, 64},
         MixerCase{4, 1000, 8, 4, 8, 128, 128, 64, Decay::mixed, Step::two, Spans::all, true, true},
@@ -344,7 +344,7 @@ TEST(GatedDeltaRuleKernels, TrainingSizes) {
 }
 
 TEST(GatedDeltaRuleKernels, RepeatsBitForBit) {
-  if (is_emulated) return;  // with_kernels() has repeated every case
+  if (wants_small_cases()) return;  // with_kernels() has repeated every case
   for (const MixerCase& c :
        {MixerCase{2, 333, 8, 8, 8, 128, 128, 64}, MixerCase{4, 128, 8, 8, 8, 128, 128, 64},
         MixerCase{1, 4000, 4, 4, 4, 128, 128, 64}}) {

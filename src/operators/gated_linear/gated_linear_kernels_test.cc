@@ -83,7 +83,7 @@ void check(const Tensors& got, const Tensors& want, double tolerance, const Case
 TEST(GatedLinearKernels, MatchComposition) {
   at::manual_seed(1);
   for (const Case& c : cases) {
-    if (testing::is_emulated && c.on_gpu_only) continue;
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
       const Inputs inputs = random_inputs(c, dtype), truth = inputs.in_double();
@@ -110,7 +110,7 @@ TEST(GatedLinearKernels, MatchComposition) {
 TEST(GatedLinearKernels, GradientsOfTheNorm) {
   at::manual_seed(2);
   for (const Case& c : cases) {
-    if (testing::is_emulated && c.on_gpu_only) continue;
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
     const Inputs inputs = random_inputs(c, at::kBFloat16);
     const at::Tensor& x = inputs.all[0];
     const at::Tensor dy = at::randn({c.rows, c.channels}, x.options().requires_grad(false));

@@ -68,7 +68,7 @@ void check(const Tensors& got, const Tensors& want, at::ScalarType dtype, const 
 TEST(GatedNormKernels, MatchReference) {
   at::manual_seed(1);
   for (const Case& c : cases) {
-    if (testing::is_emulated && c.on_gpu_only) continue;
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype == at::kDouble) continue;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
@@ -102,7 +102,7 @@ TEST(GatedNormKernels, MatchReference) {
 TEST(GatedNormKernels, AddNormMatchesReference) {
   at::manual_seed(2);
   for (const Case& c : cases) {
-    if (c.group != c.channels || c.gate || (testing::is_emulated && c.on_gpu_only)) continue;
+    if (c.group != c.channels || c.gate || (testing::wants_small_cases() && c.on_gpu_only)) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
       const auto wide = dtype == at::kBFloat16 ? at::kFloat : dtype;
@@ -147,7 +147,7 @@ TEST(GatedNormKernels, ExtremeGatesStayFinite) {
 }
 
 TEST(GatedNormKernels, RepeatBitForBit) {
-  if (testing::is_emulated) GTEST_SKIP() << "with_kernels repeats";
+  if (testing::wants_small_cases()) GTEST_SKIP() << "with_kernels repeats";
   const auto options = at::TensorOptions(kernel_device()).dtype(at::kBFloat16);
   const at::Tensor x = leaf(at::randn({4096, 2048}, options)), gate = leaf(at::randn({4096, 2048}, options));
   const at::Tensor weight = leaf(at::randn({128}, options.dtype(at::kFloat))), dy = at::randn_like(x);

@@ -12,7 +12,7 @@ using Tensors = std::vector<at::Tensor>;
 
 TEST(MergeRowsKernels, ScatterAndGather) {
   at::manual_seed(1);
-  const int64_t large = testing::is_emulated ? 40 : 16384;
+  const int64_t large = testing::wants_small_cases() ? 40 : 16384;
   const struct {
     int64_t count, heads, dim, parts;
   } cases[] = {{large, 2, 64, 3}, {17, 1, 4, 2}, {17, 1, 2, 2}, {9, 3, 1, 1},

@@ -55,7 +55,7 @@ double l2_gradient_error(const at::Tensor& got, const at::Tensor& want, const at
 TEST(PrepareHeadsKernels, MatchReference) {
   at::manual_seed(1);
   for (const Case& c : cases) {
-    if (testing::is_emulated && c.on_gpu_only) continue;
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
@@ -94,7 +94,7 @@ TEST(PrepareHeadsKernels, MatchReference) {
 TEST(PrepareHeadsKernels, ServeL2NormAndRotary) {
   at::manual_seed(2);
   for (const Case& c : cases) {
-    if (testing::is_emulated && c.on_gpu_only) continue;
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);

@@ -50,7 +50,7 @@ at::Tensor padded(const at::Tensor& x, int64_t padding) {
 TEST(ShortConvKernels, MatchReference) {
   at::manual_seed(1);
   for (const Case& c : make_cases()) {
-    if (testing::is_emulated && c.on_gpu_only) continue;
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
       const double tolerance = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 1e-6 : 5e-3;
@@ -114,7 +114,7 @@ TEST(ShortConvKernels, PiecesGiveTheWhole) {
 }
 
 TEST(ShortConvKernels, RepeatBitForBit) {
-  if (testing::is_emulated) GTEST_SKIP() << "with_kernels repeats";
+  if (testing::wants_small_cases()) GTEST_SKIP() << "with_kernels repeats";
   const auto options = at::TensorOptions(kernel_device()).dtype(at::kBFloat16);
   const at::Tensor x = leaf(at::randn({3, 1333, 2048}, options)), dy = at::randn_like(x);
   const at::Tensor weight = leaf(at::randn({2048, 4}, options.dtype(at::kFloat)));
