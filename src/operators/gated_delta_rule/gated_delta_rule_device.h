@@ -50,20 +50,6 @@ __device__ inline bf16* packed_row(const GatedDeltaRows& x, int row, int head) {
   return static_cast<bf16*>(x.data) + row * x.time + head * x.head;
 }
 
-// Loads `width` ≤ columns columns of `rows` rows by `threads` threads, of which this is `thread`; rows at and
-// past valid_rows become zero.
-template <int columns, int width, int rows, int threads, typename Destination, typename RowPointer>
-__device__ inline void load_rows(Destination tile, int thread, int valid_rows, RowPointer row_pointer) {
-  constexpr int units = width / 8;
-  static_assert(rows * units % threads == 0 || units % threads == 0);
-#pragma unroll 2
-  for (int i = thread; i < rows * units; i += threads) {
-    const int row = i / units, column = i % units * 8;
-    const bool valid = row < valid_rows;
-    copy_async(tile.unit(row, column), row_pointer(valid ? row : 0) + column, valid);
-  }
-}
-
 // Two registers of neighbouring tiles of 8 columns, each the lane's pair of a row, as four columns that lie
 // together, from pair_column() on in the two tiles' 16.
 __device__ inline uint2 pair_up(uint32_t first, uint32_t second) {
