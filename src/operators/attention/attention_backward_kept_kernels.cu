@@ -129,9 +129,14 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
   };
   RingPlace<Blocks::key_stages> keys_at;
   RingPlace<Blocks::stages> rows_at;
-  for (Share share(static_cast<int>(p.block_count) * slice.heads); share.has_work(); share.next()) {
+  Share share(static_cast<int>(p.block_count) * slice.heads);
+  KeyBlock coming = p.blocks[share.index() / slice.heads];
+  for (; share.has_work(); share.next()) {
     const int key_head = slice.first_head + share.index() % slice.heads;
-    const KeyBlock block = p.blocks[share.index() / slice.heads];
+    const KeyBlock block = coming;
+    Share after = share;
+    after.next();
+    if (after.has_work()) coming = p.blocks[after.index() / slice.heads];
     const int first_key = block.begin + row0, steps = block.tiles * readers;
     Accumulator<1, dim / 8> k_grad, v_grad;
     k_grad.clear();
@@ -277,12 +282,11 @@ __device__ void load_keys(const HeadSlice& slice, const TileGroups<dim>& shared)
   RingPlace<Groups::stages> keys_at;
   for (Share share(static_cast<int>(p.group_count) * heads); share.has_work(); share.next()) {
     const int key_head = slice.first_head + share.index() % heads / readers;
-    const TileGroup group = p.groups[share.index() / heads];
-    const QueryItem longest = p.tiles[group.first_tile + group.tiles - 1];
-    const bf16* const keys = rows_of(p.in.key, p.in.key_strides, longest.sequence, key_head);
-    for (int key0 = 0; key0 <= longest.last; key0 += kBlockKeys) {
+    const TileGroup& group = p.groups[share.index() / heads];
+    const bf16* const keys = rows_of(p.in.key, p.in.key_strides, group.sequence, key_head);
+    for (int key0 = 0; key0 <= group.last; key0 += kBlockKeys) {
       shared.gates.empty[keys_at.stage].wait(keys_at.parity ^ 1);
-      load_rows_by_warps<kLoaders>(loader, shared.keys(keys_at.stage), longest.last + 1 - key0,
+      load_rows_by_warps<kLoaders>(loader, shared.keys(keys_at.stage), group.last + 1 - key0,
                                    keys + key0 * p.in.key_strides[1], p.in.key_strides[1]);
       shared.gates.full[keys_at.stage].arrive_after_copies();
       keys_at.next();
@@ -298,16 +302,22 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
             lane = static_cast<int>(threadIdx.x) % 32, place = warpgroup(), row0 = warp_of_group() * 16;
   constexpr int depth = kBlockKeys / 16;
   RingPlace<Groups::stages> keys_at;
-  for (Share share(static_cast<int>(p.group_count) * heads); share.has_work(); share.next()) {
+  Share share(static_cast<int>(p.group_count) * heads);
+  const auto read = [&](int index, int& last, TileGroup::Tile& tile) {
+    const TileGroup& group = p.groups[index / heads];
+    last = group.last, tile = group.tiles[place];
+  };
+  int coming_last;
+  TileGroup::Tile coming;
+  read(share.index(), coming_last, coming);
+  for (; share.has_work(); share.next()) {
     const int head = slice.first_head * readers + share.index() % heads;
-    const TileGroup group = p.groups[share.index() / heads];
-    const int blocks = p.tiles[group.first_tile + group.tiles - 1].last / kBlockKeys + 1;
-    QueryItem tile{0, 0, 0, 0, -1};
-    const uint4* image = nullptr;
-    if (place < group.tiles) {
-      tile = p.tiles[group.first_tile + place];
-      image = image_at(slice, head, p.tile_images[group.first_tile + place]) + row0 / 16 * depth * 32 + lane;
-    }
+    const int blocks = coming_last / kBlockKeys + 1;
+    const TileGroup::Tile tile = coming;
+    Share after = share;
+    after.next();
+    if (after.has_work()) read(after.index(), coming_last, coming);
+    const uint4* const image = image_at(slice, head, tile.image) + row0 / 16 * depth * 32 + lane;
     const int own_blocks = (tile.last + kBlockKeys) / kBlockKeys;
     Accumulator<1, dim / 8> q_grad;
     q_grad.clear();

@@ -47,6 +47,23 @@ struct RowStates {
   float maximum[2], sum[2];
 };
 
+// Where a thread's rows and their neighbours stand. Rows past the item's end stand where its last row does.
+struct RowPositions {
+  int position[2];
+  int first, last;  // the first of the warp's rows and the last of the warpgroup's, or -1 if that has none
+
+  __device__ RowPositions(const int* positions, const QueryItem& item, int group_row0, int row0) {
+    positions += item.row;
+    first = row0 < item.rows ? positions[row0] : item.last;
+    last = group_row0 < item.rows ? positions[std::min(group_row0 + 64, item.rows) - 1] : -1;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = row0 + 8 * half + static_cast<int>(threadIdx.x) % 32 / 4;
+      position[half] = row < item.rows ? positions[row] : item.last;
+    }
+  }
+};
+
 // Turns scores into weights relative to the running maximum. Returns by what sums over earlier tiles are to
 // be multiplied.
 template <int keys>
@@ -156,26 +173,28 @@ __device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& 
     values_at.next();
   };
 
-  for (Share share(static_cast<int>(p.in.item_count) * heads); share.has_work(); share.next()) {
+  Share share(static_cast<int>(p.in.item_count) * heads);
+  // Read ahead, so that nobody waits for them between two items.
+  QueryItem coming = p.in.items[share.index() / heads];
+  RowPositions coming_at(p.in.positions, coming, group_row0, row0);
+  for (; share.has_work(); share.next()) {
     const int head = share.index() % heads;
-    const QueryItem item = p.in.items[share.index() / heads];
-    const int* const positions = p.in.positions + item.row;
-    // The last position of the warpgroup's rows and the first of the warp's. Rows past the item's end stand
-    // where its last row does.
-    const int last = group_row0 < item.rows ? positions[std::min(group_row0 + 64, item.rows) - 1] : -1;
-    const int first = row0 < item.rows ? positions[row0] : item.last;
+    const QueryItem item = coming;
+    const RowPositions at = coming_at;
+    Share after = share;
+    after.next();
+    if (after.has_work()) coming = p.in.items[after.index() / heads];
     RowStates rows;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = row0 + 8 * half + lane / 4;
-      rows.position[half] = row < item.rows ? positions[row] : item.last;
+      rows.position[half] = at.position[half];
       rows.maximum[half] = -INFINITY;
       rows.sum[half] = 0.0f;
     }
     Accumulator<1, dim / 8> o;
     o.clear();
     Accumulator<1, keys / 8> s;
-    const int tiles = item.last / keys + 1, own_tiles = (last + keys) / keys;
+    const int tiles = item.last / keys + 1, own_tiles = (at.last + keys) / keys;
     block.gates.rows_full[rows_at.stage].wait(rows_at.parity);
     if (own_tiles > 0) {
       uint32_t weights[keys / 16][4];  // of the tile before
@@ -189,7 +208,7 @@ __device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& 
       warpgroup_wait<0>();
       settle(s);
       release_keys();
-      weigh<keys>(s, rows, 0, first, scale);
+      weigh<keys>(s, rows, 0, at.first, scale);
       as_operand(weights, s);
       for (int n = 1; n < own_tiles; ++n) {
         await_keys();
@@ -205,7 +224,7 @@ __device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& 
         warpgroup_wait<1>();
         settle(s);
         release_keys();
-        const float2 factor = weigh<keys>(s, rows, n * keys, first, scale);
+        const float2 factor = weigh<keys>(s, rows, n * keys, at.first, scale);
         warpgroup_wait<0>();
         settle(o);
         release_values();
@@ -226,6 +245,7 @@ __device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& 
       settle(o);
       release_values();
     }
+    if (after.has_work()) coming_at = RowPositions(p.in.positions, coming, group_row0, row0);
     for (int n = own_tiles; n < tiles; ++n) {  // tiles that only the other warpgroup sees
       await_keys();
       await_turn();

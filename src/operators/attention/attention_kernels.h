@@ -22,11 +22,17 @@ struct KeyBlock {
 };
 constexpr int kBlockKeys = 128;
 
-// Neighbouring tiles of one sequence that a block of the pass over dS takes together.
+// Neighbouring tiles of one sequence that a block of the pass over dS takes together; those that are missing
+// have no rows and see no key.
+constexpr int kGroupTiles = 3;
 struct TileGroup {
-  int32_t first_tile, tiles;
+  struct Tile {
+    int32_t row = 0, rows = 0, last = -1;
+    int32_t image = 0;  // the number of its first image of dS
+  };
+  int32_t sequence, last;  // position of the last row of all
+  Tile tiles[kGroupTiles];
 };
-constexpr int kGroupTiles = 3;  // at most
 
 // Strides are in elements, of sequence, position and head; rows are contiguous and 16-byte aligned.
 struct AttentionInputs {

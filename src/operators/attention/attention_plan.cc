@@ -127,18 +127,18 @@ KeyPlan make_key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity, 
   std::vector<int32_t> tile_images;
   std::vector<TileGroup> groups;
   int64_t images = 0;
-  for (size_t i = 0; i < tiles.size(); ++i) {
-    tile_images.push_back(static_cast<int32_t>(images));
-    images += tiles[i].last / cuda::kBlockKeys + 1;
-    if (groups.empty() || groups.back().tiles == cuda::kGroupTiles ||
-        tiles[groups.back().first_tile].sequence != tiles[i].sequence) {
-      groups.push_back({static_cast<int32_t>(i), 0});
+  for (int taken = 0; const QueryItem& tile : tiles) {
+    if (groups.empty() || taken == cuda::kGroupTiles || groups.back().sequence != tile.sequence) {
+      groups.push_back({tile.sequence, 0, {}});
+      taken = 0;
     }
-    ++groups.back().tiles;
+    groups.back().last = tile.last;
+    groups.back().tiles[taken++] = {tile.row, tile.rows, tile.last, static_cast<int32_t>(images)};
+    tile_images.push_back(static_cast<int32_t>(images));
+    images += tile.last / cuda::kBlockKeys + 1;
   }
-  const auto last = [&](const TileGroup& group) { return tiles[group.first_tile + group.tiles - 1].last; };
   std::stable_sort(groups.begin(), groups.end(),
-                   [&](const auto& a, const auto& b) { return last(a) > last(b); });
+                   [](const auto& a, const auto& b) { return a.last > b.last; });
   return {table_of(tiles, device), table_of(blocks, device), table_of(tile_images, device), images,
           table_of(groups, device)};
 }
