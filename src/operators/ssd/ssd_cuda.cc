@@ -192,10 +192,9 @@ std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate
   forward.row_of = call.spans->row_of.const_data_ptr<int32_t>();
   forward.has_rows = call.table->has_rows.const_data_ptr<int32_t>();
   forward.decay = call.decay;
-  // One block fits into a multiprocessor, and half of the multiprocessors nearly use up the memory's rate.
-  // Segments cost a second pass over key and value.
-  const int64_t segments = cuda::multiprocessors(in.value) / (s.batch * s.output_heads);
-  call.in_segments(forward, call.forward_walk(), call.initial_state, state, segments < 3 ? 1 : segments,
+  // One block fits into a multiprocessor.
+  const int64_t segments = std::max<int64_t>(1, cuda::multiprocessors(in.value) / (s.batch * s.output_heads));
+  call.in_segments(forward, call.forward_walk(), call.initial_state, state, segments,
                    [&](const cuda::SsdForward& a) { cuda::ssd_forward(a, call.stream); });
   return {output, state};
 }
