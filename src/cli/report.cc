@@ -36,8 +36,9 @@ void report(const Options& options) {
   const evaluation::Sources sources = evaluation::read_sources(options.sources);
   const std::string page = evaluation::report_html(
       sources, {.title = options.title,
-                .made = fmt::format("Made on {} by oryx {}: oryx report {} --output {}", now(), ORYX_VERSION,
-                                    fmt::join(options.sources, " "), options.output)});
+                .made = fmt::format("Made on {} by oryx {}", now(), ORYX_VERSION),
+                .command = fmt::format("oryx report {} --output {}", fmt::join(options.sources, " "),
+                                       options.output)});
   formats::write_file_atomic(options.output, page);
   log("wrote {} ({:.1f} KiB)", options.output, static_cast<double>(page.size()) / 1024);
 }

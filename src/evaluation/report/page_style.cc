@@ -70,6 +70,8 @@ table code { white-space: nowrap; }
 table.narrow { width: auto; }
 .narrow th, .narrow td { padding-right: 36px; }
 table.stacked td small { display: block; }
+table.stacked { font-size: 13px; }
+table.stacked th, table.stacked td { padding-right: 9px; }
 table.stacked td, table.stacked tbody th { padding-top: 4px; padding-bottom: 3px; }
 thead th { font-weight: 600; color: var(--muted); font-size: 12.5px; vertical-align: bottom; border-bottom: 1.5px solid var(--ink); }
 thead tr:not(:last-child) th { border-bottom: 0; }
@@ -100,7 +102,8 @@ summary { cursor: pointer; color: var(--accent); }
 .attention { color: var(--attention); background: var(--attention-tint); font-weight: 600; }
 .linear { color: var(--linear); background: var(--linear-tint); }
 .prompt { text-decoration: underline; text-decoration-style: dotted; text-decoration-color: var(--muted); text-underline-offset: 3px; }
-.key span { padding: 1px 6px; }
+.key .attention, .key .linear { padding: 1px 6px; }
+.nowrap { white-space: nowrap; }
 @media (max-width: 1080px) {
   body { grid-template-columns: minmax(0, 1fr); padding: 0 20px; }
   nav { position: static; padding: 20px 0 0; }

@@ -61,6 +61,8 @@ std::string introduction(const Sources& sources, const ReportOptions& options) {
   table.groups = {{"", rows}};
   std::string html;
   if (!options.made.empty()) html += fmt::format("<p class=\"lead\">{}</p>\n", escape_markup(options.made));
+  if (!options.command.empty())
+    html += fmt::format("<p class=\"note\"><code>{}</code></p>\n", escape_markup(options.command));
   return html + to_html(table);
 }
 

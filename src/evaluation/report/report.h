@@ -10,7 +10,8 @@ namespace oryx::evaluation {
 
 struct ReportOptions {
   std::string title = "Oryx report";
-  std::string made;  // when and by what: a line under the title
+  std::string made;     // when and by what: a line under the title
+  std::string command;  // that made it
 };
 
 std::string report_html(const Sources& sources, const ReportOptions& options);

@@ -247,6 +247,9 @@ TEST(Texts, NumbersAsPeopleReadThem) {
   EXPECT_EQ(metric_text("ppl", 23.712), "23.71");
   EXPECT_EQ(metric_text("word_perplexity", 123456.0), "1.23e+05");
   EXPECT_EQ(metric_text("bits_per_byte", 1.23456), "1.235");
+  EXPECT_EQ(error_text("ppl", 57.58, 1.9), "1.90");
+  EXPECT_EQ(error_text("acc", 0.4, 0.0123), "1.2");
+  EXPECT_EQ(metric_title("word_perplexity"), "word ppl");
   EXPECT_EQ(plural(1, "task"), "1 task");
   EXPECT_DOUBLE_EQ(median({5, 1, 3}), 3);
 }

@@ -96,7 +96,7 @@ std::string excess_table(const CurveSource& source) {
     for (size_t n = 0; n < curve.switches.size(); ++n) {
       const SwitchRow& change = curve.switches[n];
       Row row = n == 0 ? first : Row{{""}, {""}};
-      row.push_back(text_cell(fmt::format("{} to {}", change.position, change.to)));
+      row.push_back({escape_markup(fmt::format("{} to {}", change.position, change.to)), "nowrap"});
       for (const int64_t end : kEnds) {
         const auto found = std::find_if(change.excess.begin(), change.excess.end(),
                                         [&](const ExcessRow& e) { return e.begin == 0 && e.end == end; });

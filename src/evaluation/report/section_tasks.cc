@@ -89,7 +89,8 @@ Cell score_cell(const Line& line, const Column& column, const std::string& best)
   const std::string text = metric_text(column.metric, *metric->value);
   std::string html = text;
   if (metric->standard_error)
-    html += fmt::format(" <small>± {}</small>", metric_text(column.metric, *metric->standard_error));
+    html += fmt::format(" <small>± {}</small>",
+                        error_text(column.metric, *metric->value, *metric->standard_error));
   return number_cell(html, text == best);
 }
 
@@ -139,9 +140,10 @@ std::string group_table(const Sources& sources, const std::vector<Line>& all, co
   Row head = {{"Schedule"}};
   std::vector<std::string> best;
   for (const Column& column : columns) {
-    head.push_back({fmt::format("{}<br><small>{}{}</small>", escape_markup(task_title(column.task)),
-                                escape_markup(column.metric), is_loss(column.metric) ? " ↓" : " %"),
-                    "number"});
+    head.push_back(
+        {fmt::format("{}<br><small>{}{}</small>", escape_markup(task_title(column.task)),
+                     escape_markup(metric_title(column.metric)), is_loss(column.metric) ? " ↓" : " %"),
+         "number"});
     best.push_back(best_text(lines, column.metric, [&](const Line& line) { return value_of(line, column); }));
   }
   if (has_average) head.push_back({"Average<br><small>%</small>", "number"});

@@ -70,12 +70,28 @@ bool is_loss(const std::string& metric) {
   return false;
 }
 
+namespace {
+
+// Of perplexities and losses: three digits or more.
+int decimals_of(double value) { return value >= 100 ? 0 : value >= 10 ? 2 : 3; }
+
+}  // namespace
+
 std::string metric_text(const std::string& metric, double value) {
   if (!is_loss(metric)) return fmt::format("{:.1f}", 100 * value);
-  if (value >= 1e4) return fmt::format("{:.3g}", value);
-  return value >= 100  ? fmt::format("{:.0f}", value)
-         : value >= 10 ? fmt::format("{:.2f}", value)
-                       : fmt::format("{:.3f}", value);
+  return value >= 1e4 ? fmt::format("{:.3g}", value) : fmt::format("{:.{}f}", value, decimals_of(value));
+}
+
+std::string error_text(const std::string& metric, double value, double error) {
+  if (!is_loss(metric)) return fmt::format("{:.1f}", 100 * error);
+  return value >= 1e4 ? fmt::format("{:.2g}", error) : fmt::format("{:.{}f}", error, decimals_of(value));
+}
+
+std::string metric_title(const std::string& metric) {
+  std::string title = metric;
+  if (const size_t at = title.find("perplexity"); at != std::string::npos) title.replace(at, 10, "ppl");
+  std::replace(title.begin(), title.end(), '_', ' ');
+  return title;
 }
 
 std::string evaluation_label(const EvaluationSource& evaluation, const Sources& sources) {

@@ -31,6 +31,10 @@ std::string task_title(const std::string& task);
 bool is_loss(const std::string& metric);
 // "41.2" of a fraction, "23.71" of a perplexity.
 std::string metric_text(const std::string& metric, double value);
+// A standard error, with as many digits as the value it belongs to.
+std::string error_text(const std::string& metric, double value, double error);
+// "word ppl" for word_perplexity: column heads are narrow.
+std::string metric_title(const std::string& metric);
 
 // Evaluations of one label are told apart by their model.
 std::string evaluation_label(const EvaluationSource& evaluation, const Sources& sources);
