@@ -1,14 +1,19 @@
 // oryx inspect: what a model is and costs, from its config alone.
 #include <fmt/ranges.h>
 
+#include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
 #include "cli/commands.h"
 #include "cli/model_source.h"
 #include "cli/options.h"
 #include "formats/json.h"
+#include "formats/toml.h"
 #include "model/cost.h"
+#include "training/memory.h"
+#include "training/recipe.h"
 
 namespace oryx::cli {
 
@@ -22,7 +27,15 @@ struct Options {
   std::vector<std::string> schedules;
   std::vector<int64_t> lengths = {2048, 4096, 16384, 65536};
   std::string dtype = "float32";
+  int64_t ranks = 0;
   bool json = false;
+};
+
+// What training by a recipe on some ranks keeps on each.
+struct RanksCost {
+  int64_t ranks = 1;
+  bool sharded = false;
+  training::RankMemory memory;
 };
 
 struct Cost {
@@ -41,6 +54,28 @@ std::string count_text(int64_t count) {
 std::vector<std::string> default_schedules(const model::ModelConfig& config) {
   if (config.is_switchable()) return {"attention", "linear", "linear,attention@97.5%", "random(0.25)"};
   return {config.has_mode(Mode::attention) ? "attention" : "linear"};
+}
+
+RanksCost count_ranks(const Options& options) {
+  if (options.ranks < 0) fail_usage("expected --ranks of at least 1, got {}", options.ranks);
+  if (std::filesystem::is_directory(options.source)) {
+    fail_usage("--ranks is about training: {} is a model, expected a recipe", options.source);
+  }
+  Table root = formats::read_recipe(options.source);
+  formats::apply_overrides(root, options.overrides);
+  const training::Recipe recipe = training::read_recipe(root, options.source);
+  const bool sharded = recipe.training.shard_optimizer && options.ranks > 1;
+  return {options.ranks, sharded,
+          training::rank_memory(recipe.model, recipe.weight_dtype(), options.ranks, sharded)};
+}
+
+void print_ranks(const RanksCost& cost) {
+  const training::RankMemory& memory = cost.memory;
+  fmt::print("\nbytes that training keeps on each of {} ranks, beside activations\n", cost.ranks);
+  fmt::print("weights                {} ({})\n", memory.weights, count_text(memory.weights));
+  fmt::print("gradients              {} ({})\n", memory.gradients, count_text(memory.gradients));
+  fmt::print("moments                {} ({}), {}\n", memory.moments, count_text(memory.moments),
+             cost.sharded ? "a part of them on each rank" : "all of them on every rank");
 }
 
 void print_table(const model::ModelConfig& config, const model::ParameterCount& parameters,
@@ -131,10 +166,23 @@ void inspect(const Options& options) {
   }
   const model::ParameterCount parameters = model::count_parameters(config);
   const model::StateBytes state = model::count_state_bytes(config, compute.resolve_dtype());
+  std::optional<RanksCost> ranks;
+  if (options.ranks != 0) ranks = count_ranks(options);
   if (options.json) {
-    fmt::print("{}\n", formats::to_json(to_table(config, parameters, state, costs), 2));
+    Table table = to_table(config, parameters, state, costs);
+    if (ranks) {
+      Table row;
+      row.set("ranks", Value{ranks->ranks});
+      row.set("sharded", Value{ranks->sharded});
+      row.set("weights", Value{ranks->memory.weights});
+      row.set("gradients", Value{ranks->memory.gradients});
+      row.set("moments", Value{ranks->memory.moments});
+      table.set("bytes_per_rank", Value{row});
+    }
+    fmt::print("{}\n", formats::to_json(table, 2));
   } else {
     print_table(config, parameters, state, costs);
+    if (ranks) print_ranks(*ranks);
   }
 }
 
@@ -149,6 +197,7 @@ void add_inspect(CLI::App& app) {
   command->add_option("--length", options->lengths, "sequence lengths")->capture_default_str();
   command->add_option("--dtype", options->dtype, "type of the caches: float32, bfloat16, float64")
       ->capture_default_str();
+  command->add_option("--ranks", options->ranks, "bytes on each rank when so many train by this recipe");
   command->add_flag("--json", options->json, "machine-readable");
   command->callback([options] { inspect(*options); });
 }

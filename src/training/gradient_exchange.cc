@@ -84,6 +84,7 @@ void GradientExchange::send(size_t b) {
 
 void GradientExchange::finish() {
   last_pass_ = false;
+  sent_early_ = sent_;
   while (sent_ < buckets_.size()) send(sent_++);
   for (Exchange& exchange : under_way_) exchange.wait();
 }

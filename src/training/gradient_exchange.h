@@ -34,6 +34,9 @@ class GradientExchange {
   // Lets go of the gradients, the parameters' own included.
   void clear();
 
+  // Of the buckets, how many left before the last backward pass ended.
+  size_t sent_early() const { return sent_early_; }
+
   const std::vector<Bucket>& buckets() const { return buckets_; }
   // What this rank owns with `shard`, bucket by bucket.
   const std::vector<Piece>& pieces() const { return pieces_; }
@@ -54,6 +57,7 @@ class GradientExchange {
   bool last_pass_ = false;
   std::vector<size_t> missing_;  // gradients of each bucket that are not complete yet
   size_t sent_ = 0;              // buckets, from the first on
+  size_t sent_early_ = 0;
   std::vector<Exchange> under_way_;
   std::vector<at::Tensor> sums_;  // of each bucket; with `shard` this rank's share of it
 };

@@ -52,8 +52,8 @@ Launch of_torchrun(const Variables& variables) {
   launch.address = variables.text("MASTER_ADDR").value_or("");
   launch.port = variables.integer("MASTER_PORT").value_or(kDefaultPort);
   // Its agent serves a store that outlives the processes, unless told otherwise.
-  const bool agent_serves = variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True";
-  launch.hosts_store = launch.rank == 0 && !agent_serves;
+  launch.launcher_hosts_store = variables.text("TORCHELASTIC_USE_AGENT_STORE") == "True";
+  launch.hosts_store = launch.rank == 0 && !launch.launcher_hosts_store;
   launch.attempt = variables.integer("TORCHELASTIC_RESTART_COUNT").value_or(0);
   return launch;
 }

@@ -16,8 +16,9 @@ struct Launch {
   int64_t local_rank = 0;  // of those on this machine: picks the GPU
   std::string address;     // of the store where the ranks meet
   int64_t port = 29500;
-  bool hosts_store = false;  // this process serves it; the launcher does where no process says so
-  int64_t attempt = 0;       // how often the launcher has started the job again
+  bool launcher_hosts_store = false;  // else rank 0 does
+  bool hosts_store = false;           // this process does
+  int64_t attempt = 0;                // how often the launcher has started the job again
 };
 
 // The value of a variable; none where it is not set.

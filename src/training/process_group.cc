@@ -5,7 +5,10 @@
 #include <c10/util/Logging.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
+#include <future>
+#include <thread>
 #include <vector>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -28,6 +31,8 @@ using Clock = std::chrono::steady_clock;
 constexpr milliseconds kLook{1000};
 // Beyond our own limit, which gives the better message.
 constexpr std::chrono::seconds kBackendSlack{120};
+// For one question to the store.
+constexpr milliseconds kStoreLimit{30000};
 
 std::string first_line(const std::exception& error) {
   const std::string text = error.what();
@@ -37,8 +42,8 @@ std::string first_line(const std::exception& error) {
 std::vector<uint8_t> bytes(const std::string& text) { return {text.begin(), text.end()}; }
 
 c10::intrusive_ptr<c10d::Store> open_store(const Launch& launch, std::chrono::seconds timeout) {
-  // c10d's own warnings would repeat at length what the one line of an error says.
-  setenv("TORCH_CPP_LOG_LEVEL", "ERROR", /*overwrite=*/0);
+  // c10d's own messages would repeat at length what the one line of an error says.
+  setenv("TORCH_CPP_LOG_LEVEL", "FATAL", /*overwrite=*/0);
   c10::initLogging();
   c10d::TCPStoreOptions options;
   options.port = static_cast<uint16_t>(launch.port);
@@ -92,43 +97,61 @@ class ProcessGroup::Store : public TextStore {
   Store(c10::intrusive_ptr<c10d::Store> store, const Launch& launch)
       : store_(std::move(store)),
         where_(fmt::format("{}:{}, which {} kept", launch.address, launch.port,
-                           launch.launcher == "torchrun" ? "torchrun or rank 0" : "rank 0")) {}
+                           launch.launcher_hosts_store ? launch.launcher : "rank 0")) {}
 
   void set(const std::string& key, const std::string& text) override {
-    guarded([&] { store_->set(key, bytes(text)); });
+    ask<bool>([=](c10d::Store& store) {
+      store.set(key, bytes(text));
+      return true;
+    });
   }
   std::optional<std::string> get(const std::string& key) override {
-    std::optional<std::string> text;
-    guarded([&] {
-      if (!store_->check({key})) return;
-      const std::vector<uint8_t> value = store_->get(key);
-      text.emplace(value.begin(), value.end());
+    return ask<std::optional<std::string>>([=](c10d::Store& store) -> std::optional<std::string> {
+      if (!store.check({key})) return std::nullopt;
+      const std::vector<uint8_t> value = store.get(key);
+      return std::string(value.begin(), value.end());
     });
-    return text;
   }
   std::string set_if_absent(const std::string& key, const std::string& text) override {
-    std::vector<uint8_t> value;
-    guarded([&] { value = store_->compareSet(key, {}, bytes(text)); });
-    return {value.begin(), value.end()};
+    return ask<std::string>([=](c10d::Store& store) {
+      const std::vector<uint8_t> value = store.compareSet(key, {}, bytes(text));
+      return std::string(value.begin(), value.end());
+    });
   }
   int64_t add(const std::string& key, int64_t amount) override {
-    int64_t sum = 0;
-    guarded([&] { sum = store_->add(key, amount); });
-    return sum;
+    return ask<int64_t>([=](c10d::Store& store) { return store.add(key, amount); });
   }
 
+  void set_limit(milliseconds limit) { limit_ = limit; }
+
  private:
-  template <class Function>
-  void guarded(Function&& function) {
+  // c10d waits without end for a store whose process was stopped or whose machine is gone; a thread of its
+  // own does, and is left behind then.
+  template <class Answer, class Question>
+  Answer ask(Question question) {
+    const auto promise = std::make_shared<std::promise<Answer>>();
+    std::future<Answer> answer = promise->get_future();
+    std::thread([promise, question, store = store_] {
+      try {
+        promise->set_value(question(*store));
+      } catch (...) {
+        promise->set_exception(std::current_exception());
+      }
+    }).detach();
+    const milliseconds limit = limit_;
+    const bool answered = answer.wait_for(limit) == std::future_status::ready;
     try {
-      function();
+      if (answered) return answer.get();
     } catch (const std::exception&) {
       fail("lost the store at {}: it is gone, or its machine", where_);
     }
+    fail("the store at {}, did not answer for {} s: it hangs, or its machine is gone", where_,
+         limit.count() / 1000);
   }
 
   const c10::intrusive_ptr<c10d::Store> store_;
   const std::string where_;
+  std::atomic<milliseconds> limit_{kStoreLimit};
 };
 
 struct ProcessGroup::State {
@@ -136,11 +159,13 @@ struct ProcessGroup::State {
       : launch(its_launch),
         timeout(its_timeout),
         store(open_store(launch, its_timeout)),
-        board(std::make_shared<Store>(store, launch), launch) {}
+        texts(std::make_shared<Store>(store, launch)),
+        board(texts, launch) {}
 
   const Launch launch;
   milliseconds timeout;
   const c10::intrusive_ptr<c10d::Store> store;
+  const std::shared_ptr<Store> texts;
   RankBoard board;
   c10::Device device = c10::kCPU;
   c10::intrusive_ptr<c10d::Backend> backend;
@@ -233,6 +258,7 @@ void ProcessGroup::start(c10::Device device, std::chrono::seconds timeout) {
   State& state = *state_;
   state.device = device;
   state.timeout = timeout;
+  state.texts->set_limit(std::min<milliseconds>(timeout, kStoreLimit));
   state.board.meet(fmt::format("{} ranks on {}", size(), device.is_cuda() ? "GPUs" : "CPUs"), timeout);
   const auto limit = std::chrono::duration_cast<milliseconds>(timeout + kBackendSlack);
   const auto store = c10::make_intrusive<c10d::PrefixStore>("tensors", state.store);

@@ -7,9 +7,12 @@ usage: equality_test.py ORYX [unittest arguments]
 import json
 import shutil
 import signal
+import subprocess
 import unittest
 
-from ranks import STEPS, RanksTest
+from safetensors.numpy import load_file
+
+from ranks import STEPS, RanksTest, free_port
 
 SHARDED = "training.shard_optimizer=true"
 DOUBLE = "training.dtype=float64"
@@ -85,6 +88,37 @@ class EqualityTest(RanksTest):
         self.assertLess(saved, STEPS)
         self.train(2, run)
         self.assert_close(run, self.one, 2e-4)
+
+    def test_variables_of_slurm_and_open_mpi(self):
+        two = self.root / "two"
+        self.train(2, two)
+        for launcher in ("slurm", "open-mpi"):
+            run, port, ranks = self.root / launcher, free_port(), []
+            for rank in (0, 1):
+                variables = {"SLURM_PROCID": rank, "SLURM_NTASKS": 2, "SLURM_LOCALID": rank, "SLURM_JOB_ID": 77,
+                             "SLURM_STEP_NODELIST": "localhost", "MASTER_PORT": port}
+                if launcher == "open-mpi":
+                    variables = {"OMPI_COMM_WORLD_RANK": rank, "OMPI_COMM_WORLD_SIZE": 2, "OMPI_COMM_WORLD_LOCAL_RANK": rank,
+                                 "OMPI_COMM_WORLD_LOCAL_SIZE": 2, "MASTER_PORT": port}
+                ranks.append(self.start_rank(rank, 2, port, run, environment=variables))
+            for process in ranks:
+                self.assertEqual(self.end(process).returncode, 0, process.errors)
+            self.assert_same_bytes(run, two)
+
+    def test_inspect_says_what_a_rank_holds(self):
+        def bytes_in(name):
+            return sum(tensor.nbytes for tensor in load_file(self.one / "latest" / name).values())
+
+        for ranks, *overrides in ((1,), (4,), (4, SHARDED)):
+            command = self.command(self.root / "inspected", "--ranks", str(ranks), *overrides)
+            done = subprocess.run([command[0], "inspect", *command[2:]], capture_output=True, text=True, timeout=60)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            said = json.loads(done.stdout)["bytes_per_rank"]
+            self.assertEqual(said["weights"], bytes_in("model.safetensors"))
+            if not overrides:
+                self.assertEqual(said["moments"], bytes_in("optimizer.safetensors"))
+            else:
+                self.assertLessEqual(abs(said["moments"] - bytes_in("optimizer.safetensors") / 4), 0.1 * said["moments"])
 
     def test_one_rank_under_torchrun_is_a_process_on_its_own(self):
         run = self.root / "alone"
