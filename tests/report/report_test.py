@@ -130,6 +130,8 @@ class Page(CommandLineTest):
         self.assertGreater(ask("document.querySelectorAll('td.best').length"), 10)
         # Nothing is wider than the window; what may be scrolls by itself.
         self.assertLessEqual(ask("document.documentElement.scrollWidth"), 1280)
+        scrolling = ask("[...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length")
+        self.assertEqual(scrolling, 0)
         # Every curve lies where its frame is.
         outside = ask("""[...document.querySelectorAll('figure.plot svg[data-frame]')].filter(svg => {
             const box = svg.getBoundingClientRect();

@@ -68,11 +68,10 @@ std::string Figures::figure(const Plot& plot, const std::string& caption, Figure
   const bool full = size == FigureSize::full;
   const std::string svg =
       to_page_svg(plot, fmt::format("plot-{}", next_++), full ? 980 : 480, full ? 400 : 300);
-  return fmt::format(
-      "<figure class=\"plot {}\"><h4>{}</h4>\n{}<div "
-      "class=\"picture\">{}</div><figcaption>{}</figcaption></figure>\n",
-      full ? "full" : "half", escape_markup(plot.title), plot.series.size() > 1 ? legend_html(plot) : "", svg,
-      caption);
+  return fmt::format("<figure class=\"plot {}\"><h4>{}</h4>\n{}<div class=\"picture\">{}</div>{}</figure>\n",
+                     full ? "full" : "half", escape_markup(plot.title),
+                     plot.series.size() > 1 ? legend_html(plot) : "", svg,
+                     caption.empty() ? "" : fmt::format("<figcaption>{}</figcaption>", caption));
 }
 
 std::string grouped(double count) {

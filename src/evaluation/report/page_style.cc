@@ -48,6 +48,7 @@ figure { margin: 16px 0 26px; }
 figcaption { color: var(--muted); font-size: 13px; line-height: 1.5; margin-top: 8px; max-width: 92ch; }
 .plots { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 12px 32px; align-items: start; }
 .plots .full { grid-column: 1 / -1; }
+.plots .note { margin: 0 0 10px; }
 .plots figure { margin: 14px 0 12px; }
 .picture { position: relative; }
 .picture svg { display: block; width: 100%; height: auto; font: 12px/1 inherit; font-family: inherit; font-size: 12px; }
@@ -67,6 +68,8 @@ table { border-collapse: collapse; font-size: 13.5px; line-height: 1.4; width: 1
 th, td { padding: 5px 12px 5px 0; text-align: left; vertical-align: baseline; }
 th:last-child, td:last-child { padding-right: 4px; }
 table code { white-space: nowrap; }
+table.wrap { font-size: 13px; }
+table.wrap code { white-space: normal; overflow-wrap: normal; }
 table.narrow { width: auto; }
 .narrow th, .narrow td { padding-right: 36px; }
 table.stacked td small { display: block; }
@@ -81,7 +84,6 @@ tbody:last-child tr:last-child { border-bottom: 1.5px solid var(--ink); }
 tr.group th { font-weight: 600; padding-top: 14px; }
 tr.group { border-bottom: 1px solid var(--rule); }
 .number { text-align: right; white-space: nowrap; }
-td code.path { white-space: normal; }
 .same code { white-space: nowrap; margin-right: 14px; }
 .same code b { font-weight: 400; color: var(--muted); }
 thead .number { white-space: normal; }

@@ -198,6 +198,19 @@ Plot plot_of(const Measure& measure, const Sources& sources) {
   return plot;
 }
 
+std::string caption_of(const Measure& measure) {
+  double fewest = INFINITY, most = 0;
+  for (const auto& [run, value] : measure.values) {
+    fewest = std::min(fewest, value.second.items);
+    most = std::max(most, value.second.items);
+  }
+  const std::string items =
+      fewest == most ? grouped(most) : fmt::format("{} to {}", grouped(fewest), grouped(most));
+  return fmt::format("{} of the task’s sequences{}; a point is a schedule, measured on {} items.",
+                     measure.is_loss ? "Operations" : "Tokens", measure.is_loss ? " by the cost model" : "",
+                     items);
+}
+
 std::string cost_table(const Sources& sources) {
   HtmlTable table;
   table.head = {{{"Schedule"},
@@ -253,11 +266,7 @@ Section cost_section(const Sources& sources, Figures& figures) {
   add_losses(sources, measures);
   std::string plots;
   for (const Measure& measure : measures) {
-    plots += figures.figure(
-        plot_of(measure, sources),
-        measure.is_loss ? "Operations of the task’s sequences by the cost model, for every schedule of "
-                          "the sweep."
-                        : "Over the tokens of the task’s sequences, for every schedule of the sweep.");
+    plots += figures.figure(plot_of(measure, sources), caption_of(measure));
   }
   if (!plots.empty()) section.html += "<div class=\"plots\">\n" + plots + "</div>\n";
   section.html += table;

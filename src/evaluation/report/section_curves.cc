@@ -13,7 +13,23 @@ namespace {
 std::vector<Plot> plots_of(const CurveSource& source) {
   std::vector<CurveLine> lines;
   for (const CurveSchedule& curve : source.curves) lines.push_back(curve.line);
-  return curve_plots(lines, source.windows, source.length, source.smooth);
+  std::vector<Plot> plots = curve_plots(lines, source.windows, source.length, source.smooth);
+  for (Plot& plot : plots) plot.y_label = "perplexity";  // the text says how it is smoothed
+  return plots;
+}
+
+// What all curves of a directory have in common.
+std::string how_measured(const CurveSource& source) {
+  const bool has_bands = !source.curves[0].line.curve.low.empty();
+  return fmt::format(
+      "{} of {} tokens; each window’s loss is smoothed by a centred moving average over {} positions (fewer "
+      "at the ends), "
+      "averaged, exponentiated. Broad lines: one mode throughout{}.",
+      plural(source.windows, "window"), source.length, source.smooth,
+      has_bands ? ", with their 95% confidence band over windows, which is mostly how texts differ; what a "
+                  "switch costs on "
+                  "the same texts is below"
+                : "");
 }
 
 // Loss beyond the target mode's curve by tokens after the switch, one line a switch of single-switch
@@ -25,11 +41,17 @@ Plot excess_plot(const CurveSource& source, const std::string& to) {
   plot.y_label = "excess loss, nats a token";
   plot.baseline = 0;
   const double factor = source.windows > 1 ? confidence_factor(source.windows) : 0;
-  int number = 0;
+  std::vector<const SwitchRow*> switches;
   for (const CurveSchedule& curve : source.curves) {
-    if (curve.switches.size() != 1 || curve.switches[0].to != to || curve.switches[0].bins.empty()) continue;
-    Series series{fmt::format("at {}", curve.switches[0].position), {}, {}};
-    for (const ExcessRow& bin : curve.switches[0].bins) {
+    if (curve.switches.size() == 1 && curve.switches[0].to == to && !curve.switches[0].bins.empty())
+      switches.push_back(&curve.switches[0]);
+  }
+  std::sort(switches.begin(), switches.end(),
+            [](const auto* a, const auto* b) { return a->position < b->position; });
+  int number = 0;
+  for (const SwitchRow* change : switches) {
+    Series series{fmt::format("at {}", change->position), {}, {}};
+    for (const ExcessRow& bin : change->bins) {
       series.x.push_back(static_cast<double>(bin.begin + bin.end) / 2);
       series.y.push_back(bin.mean);
       if (source.windows < 2) continue;
@@ -68,6 +90,16 @@ std::string excess_figures(const CurveSource& source, Figures& figures) {
   return html;
 }
 
+// A long schedule may be broken after its commas.
+std::string breakable(const std::string& schedule) {
+  std::string html;
+  for (const char c : escape_markup(schedule)) {
+    html += c;
+    if (c == ',') html += "<wbr>";
+  }
+  return html;
+}
+
 std::string excess_table(const CurveSource& source) {
   // The first four are of the same numbers of tokens everywhere; what follows them depends on the room.
   constexpr int64_t kEnds[] = {16, 64, 128, 256};
@@ -86,7 +118,7 @@ std::string excess_table(const CurveSource& source) {
   table.head = {head};
   HtmlTable::Group group;
   for (const CurveSchedule& curve : source.curves) {
-    Row first = {{fmt::format("<code>{}</code>", escape_markup(curve.line.schedule))},
+    Row first = {{fmt::format("<code>{}</code>", breakable(curve.line.schedule))},
                  number_cell(fmt::format("{:.3f}", curve.perplexity))};
     if (curve.switches.empty()) {
       first.push_back({"none", "muted"});
@@ -109,6 +141,7 @@ std::string excess_table(const CurveSource& source) {
     }
   }
   table.groups = {group};
+  table.css = "wrap";
   table.caption = fmt::format(
       "Loss in nats a token beyond the unswitched curve of the mode switched to, over the first 16, 64, 128 "
       "and 256 "
@@ -129,20 +162,12 @@ Section curves_section(const Sources& sources, Figures& figures) {
         escape_markup(source.name.label), escape_markup(source.model), escape_markup(source.data),
         source.dtype.empty() ? "" : ", computed in " + escape_markup(source.dtype));
     const std::vector<Plot> plots = plots_of(source);
+    const bool one = plots.size() == 1;
     for (const Plot& plot : plots) {
-      const bool has_band = source.windows > 1 && !plot.series.empty() && !plot.series[0].low.empty();
-      section.html += figures.figure(
-          plot,
-          fmt::format(
-              "{} windows of {} tokens; each window’s loss is smoothed by a centred moving average over {} "
-              "positions (fewer at the ends), averaged, exponentiated.{}",
-              source.windows, source.length, source.smooth,
-              has_band
-                  ? " Broad lines: one mode throughout, with their 95% confidence band over windows, which "
-                    "is mostly how texts differ; what a switch costs on the same text is below."
-                  : ""),
-          plots.size() > 1 ? FigureSize::half : FigureSize::full);
+      section.html +=
+          figures.figure(plot, one ? how_measured(source) : "", one ? FigureSize::full : FigureSize::half);
     }
+    if (!one) section.html += fmt::format("<p class=\"note full\">{}</p>\n", how_measured(source));
     section.html += excess_figures(source, figures) + "</div>\n" + excess_table(source);
   }
   return section;
