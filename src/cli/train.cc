@@ -87,6 +87,7 @@ bool train(const TrainOptions& options, const std::optional<training::Launch>& l
   watch_for_interrupt();
   if (group) group->start(device, std::chrono::seconds(recipe.training.timeout_seconds));
   const training::Outcome outcome = training::train(recipe, device, interrupted(), group);
+  if (group) group->leave();
   if (!group || group->leads()) {
     options.json ? print_json(outcome, recipe.run.directory) : print_text(outcome);
     std::fflush(stdout);

@@ -3,62 +3,19 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
-#include <c10/core/DeviceGuard.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include <functional>
-#include <thread>
 #include <vector>
 
 #include "base/error.h"
 #include "training/gradient_exchange.h"
 #include "training/optimizer.h"
+#include "training/ranks_testing.h"
 #include "training/sharding.h"
 
 namespace oryx::training {
 namespace {
-
-int64_t free_port() {
-  const int probe = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof(address);
-  EXPECT_EQ(bind(probe, reinterpret_cast<sockaddr*>(&address), size), 0);
-  EXPECT_EQ(getsockname(probe, reinterpret_cast<sockaddr*>(&address), &size), 0);
-  close(probe);
-  return ntohs(address.sin_port);
-}
-
-// Runs `body` on every rank of a group.
-void with_ranks(int64_t size, c10::Device device, const std::function<void(ProcessGroup&)>& body) {
-  const int64_t port = free_port();
-  std::vector<std::thread> threads;
-  for (int64_t rank = 0; rank < size; ++rank) {
-    threads.emplace_back([&, rank] {
-      try {
-        const c10::DeviceGuard guard(device);
-        Launch launch;
-        launch.launcher = "torchrun";
-        launch.rank = rank;
-        launch.size = size;
-        launch.address = "127.0.0.1";
-        launch.port = port;
-        launch.hosts_store = rank == 0;
-        ProcessGroup group(launch, std::chrono::seconds(60));
-        group.start(device, std::chrono::seconds(60));
-        body(group);
-        group.leave();
-      } catch (const std::exception& error) {
-        ADD_FAILURE() << "rank " << rank << ": " << error.what();
-      }
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
 
 struct Setting {
   c10::Device device;
@@ -71,7 +28,7 @@ class RanksTest : public testing::TestWithParam<Setting> {
     if (GetParam().device.is_cuda() && !at::hasCUDA()) GTEST_SKIP() << "no GPU here";
   }
   void run(const std::function<void(ProcessGroup&)>& body) {
-    with_ranks(GetParam().ranks, GetParam().device, body);
+    testing_with_ranks(GetParam().ranks, GetParam().device, body);
   }
   at::TensorOptions options() const { return at::TensorOptions(GetParam().device).dtype(at::kDouble); }
 };
@@ -232,7 +189,7 @@ TEST(ProcessGroup, SaysThatNobodyListens) {
   launch.rank = 1;
   launch.size = 2;
   launch.address = "127.0.0.1";
-  launch.port = free_port();
+  launch.port = testing_free_port();
   try {
     ProcessGroup group(launch, std::chrono::seconds(1));
     FAIL();

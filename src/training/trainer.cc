@@ -324,9 +324,7 @@ void Trainer::save() {
 
 Outcome train(const Recipe& recipe, c10::Device device, const std::atomic<bool>& stop, ProcessGroup* group) {
   const c10::DeviceGuard guard(device);
-  const Outcome outcome = Trainer(recipe, device, stop, group).run();
-  if (group) group->leave();
-  return outcome;
+  return Trainer(recipe, device, stop, group).run();
 }
 
 }  // namespace oryx::training
