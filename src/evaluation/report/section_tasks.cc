@@ -70,15 +70,18 @@ std::optional<double> average_of(const Line& line, const std::string& group) {
 // As printed: values that look equal are equally good.
 template <class Get>
 std::string best_text(const std::vector<Line>& lines, const std::string& metric, Get get) {
-  std::optional<double> best;
-  size_t count = 0;
+  std::optional<double> best, worst;
   for (const Line& line : lines) {
     const std::optional<double> value = get(line);
     if (!value) continue;
-    ++count;
-    if (!best || (is_loss(metric) ? *value < *best : *value > *best)) best = value;
+    const bool loss = is_loss(metric);
+    if (!best || (loss ? *value < *best : *value > *best)) best = value;
+    if (!worst || (loss ? *value > *worst : *value < *worst)) worst = value;
   }
-  return best && count > 1 ? metric_text(metric, *best) : "";
+  if (!best) return "";
+  // Where all look the same none is the best.
+  const std::string text = metric_text(metric, *best);
+  return text == metric_text(metric, *worst) ? "" : text;
 }
 
 Cell score_cell(const Line& line, const Column& column, const std::string& best) {

@@ -56,8 +56,10 @@ std::string task_title(const std::string& task) {
                                                              {"needle_single_1", "Needle, single 1"},
                                                              {"needle_single_2", "Needle, single 2"},
                                                              {"needle_single_3", "Needle, single 3"},
-                                                             {"needle_multikey", "Needle, multi-key"},
-                                                             {"uuid_kv", "UUID key–value"},
+                                                             {"needle_multikey_1", "Needle, multi-key 1"},
+                                                             {"needle_multikey_2", "Needle, multi-key 2"},
+                                                             {"needle_multikey_3", "Needle, multi-key 3"},
+                                                             {"kv_uuid", "UUID keys and values"},
                                                              {"mqar", "MQAR"}};
   const auto found = kTitles.find(task);
   return found == kTitles.end() ? task : found->second;
