@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <future>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -131,13 +132,18 @@ class ProcessGroup::Store : public TextStore {
   Answer ask(Question question) {
     const auto promise = std::make_shared<std::promise<Answer>>();
     std::future<Answer> answer = promise->get_future();
-    std::thread([promise, question, store = store_] {
+    const auto run = [promise, question, store = store_] {
       try {
         promise->set_value(question(*store));
       } catch (...) {
         promise->set_exception(std::current_exception());
       }
-    }).detach();
+    };
+    try {
+      std::thread(run).detach();
+    } catch (const std::system_error&) {  // no memory for one: what it is to tell matters more
+      run();
+    }
     const milliseconds limit = limit_;
     const bool answered = answer.wait_for(limit) == std::future_status::ready;
     try {

@@ -32,7 +32,13 @@ RankBoard::RankBoard(std::shared_ptr<TextStore> store, Launch launch, RankBoardT
     : store_(std::move(store)), launch_(std::move(launch)), times_(times) {
   expect(store_->add(key_of("arrivals", rank()), 1) == 1,
          "two processes say that they are rank {} of {}: expected a rank for each", rank(), launch_.size);
-  heart_ = std::thread([this] { beat(); });
+  try {
+    heart_ = std::thread([this] { beat(); });
+  } catch (const std::exception& error) {
+    const std::string message = fmt::format("cannot start a thread: {}", error.what());
+    report(message);
+    fail("{}", message);
+  }
 }
 
 RankBoard::~RankBoard() {
@@ -171,16 +177,17 @@ std::string RankBoard::who_is_silent(milliseconds waited) {
   }
   const double time = seconds(waited);
   if (!gone.empty()) {
-    return fmt::format("{} did not answer for {} s and gave no sign of life: stopped, or without its machine",
-                       names(gone), time);
+    return fmt::format(
+        "{} did not answer for {:.0f} s and gave no sign of life: stopped, or without its machine",
+        names(gone), time);
   }
   if (!hanging.empty()) {
     return fmt::format(
-        "{} did not answer for {} s (training.timeout_seconds), but lives: it hangs, or has "
+        "{} did not answer for {:.0f} s (training.timeout_seconds), but lives: it hangs, or has "
         "more to do than the others",
         names(hanging), time);
   }
-  return fmt::format("the ranks waited for each other for {} s (training.timeout_seconds)", time);
+  return fmt::format("the ranks waited for each other for {:.0f} s (training.timeout_seconds)", time);
 }
 
 void RankBoard::report(const std::string& message) noexcept {

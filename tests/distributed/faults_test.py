@@ -8,7 +8,9 @@ import json
 import os
 import resource
 import signal
+import time
 import unittest
+from pathlib import Path
 
 from ranks import RanksTest, free_port, sentences, write_shards
 
@@ -118,6 +120,26 @@ class FaultsTest(RanksTest):
         _, ranks, left = self.killed("killed-0", 0, signal.SIGKILL)
         self.end(ranks[0])
         self.assert_one_line(left, "rank 1 of 2", "rank 0")
+
+    def test_a_rank_without_memory(self):
+        def size(process):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmSize")) * 1024
+
+        # Rank 1 comes first and waits for the store of rank 0; from then on it gets hardly any memory.
+        run, port = self.root / "memory", free_port()
+        starved = self.start_rank(1, 2, port, run, *LONG, QUICK)
+        before, now = -1, 0
+        while before != now:
+            before, now = now, size(starved)
+            time.sleep(1)
+        resource.prlimit(starved.pid, resource.RLIMIT_AS, (now + (4 << 20),) * 2)
+        other = self.start_rank(0, 2, port, run, *LONG, QUICK)
+        self.end(other, 60)
+        self.assert_one_line(other, "rank 0 of 2", "rank 1")
+        # Either it could still say so, or it was gone.
+        self.assertTrue("rank 1 failed" in other.errors or "rank 1 is gone" in other.errors, other.errors)
+        self.assertNotEqual(self.end(starved, 60).returncode, 0)
 
     def test_a_rank_that_hangs(self):
         for victim in (0, 1):
