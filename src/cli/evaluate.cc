@@ -33,17 +33,13 @@ using Clock = std::chrono::steady_clock;
 
 struct Options {
   std::string model, output, limit, too_long = "cut", switch_at;
-  std::vector<std::string> tasks, schedules;
+  std::vector<std::string> tasks, schedules, retrieval;
   TaskOptions task;
   int64_t batch_tokens = 0;
   bool has_limit = false;
   bool json = false;
   ComputeOptions compute;
 };
-
-void expect_at_least_one(const char* name, int64_t value) {
-  if (value < 1) fail_usage("{} is {}: expected at least 1", name, value);
-}
 
 int64_t parse_limit(const std::string& text) {
   int64_t limit = 0;
@@ -63,7 +59,14 @@ void check(Options& options) {
   TaskOptions& task = options.task;
   if (options.has_limit) task.limit = parse_limit(options.limit);
   task.refuse_long = options.too_long == "refuse";
-  expect_at_least_one("max-length", task.max_length);
+  for (const std::string& text : options.retrieval) {
+    const size_t equals = text.find('=');
+    if (equals == std::string::npos) fail_usage("retrieval '{}': expected NAME=FILE.jsonl", text);
+    evaluation::add_retrieval(text.substr(0, equals), text.substr(equals + 1), task);
+  }
+  options.tasks = evaluation::expand_tasks(options.tasks, task);
+  if (options.tasks.empty()) fail_usage("no tasks: expected --tasks or --retrieval");
+  evaluation::validate(task);
   if (options.batch_tokens < 0) fail_usage("batch-tokens is {}: expected at least 1", options.batch_tokens);
 }
 
@@ -132,6 +135,9 @@ Table settings_table(const Options& options) {
   table.set("mqar_length", Value{task.mqar_length});
   table.set("mqar_pairs", Value{to_array(task.mqar_pairs)});
   table.set("mqar_samples", Value{task.mqar_samples});
+  Table files;
+  for (const auto& [name, file] : task.retrieval) files.set(name, absolute(file));
+  table.set("retrieval", Value{std::move(files)});
   return table;
 }
 
@@ -161,7 +167,7 @@ std::vector<std::unique_ptr<const Task>> read_tasks(const Options& options,
                                                     const evaluation::ResultStore& store,
                                                     const tokenizer::Tokenizer& tokenizer) {
   std::vector<std::unique_ptr<const Task>> tasks;
-  for (const std::string& name : evaluation::expand_tasks(options.tasks, options.task)) {
+  for (const std::string& name : options.tasks) {
     bool wanted = false;
     for (const ScheduleForm& schedule : schedules) wanted = wanted || !store.has(schedule.text(), name);
     if (!wanted) continue;
@@ -239,10 +245,17 @@ void add_evaluate(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   TaskOptions& task = options->task;
   command->add_option("model", options->model, "a model directory")->required();
-  command->add_option("--tasks", options->tasks, "names of tasks or of groups (language), or all")
-      ->delimiter(',')
-      ->required();
-  command->add_option("--data", task.data, "directory of the tasks' data files")->required();
+  command
+      ->add_option("--tasks", options->tasks,
+                   "names of tasks, groups (language, retrieval, needle, recall), all, or .jsonl files of "
+                   "questions")
+      ->delimiter(',');
+  command->add_option("--data", task.data, "directory of the tasks' data files");
+  command
+      ->add_option(
+          "--retrieval", options->retrieval,
+          "NAME=FILE.jsonl: questions of your own, an object with context, prompt and answers a line")
+      ->allow_extra_args(false);
   command
       ->add_option("--schedule", options->schedules,
                    "which mixer serves which token; repeat it for a sweep (default: attention)")
@@ -263,6 +276,29 @@ void add_evaluate(CLI::App& app) {
   command->add_option("--too-long", options->too_long, "what to do with longer items: cut or refuse")
       ->check(CLI::IsMember({"cut", "refuse"}))
       ->capture_default_str();
+  command
+      ->add_option("--context-tokens", task.context_tokens,
+                   "tokens of a retrieval prompt: the end of a longer context is cut, the question never")
+      ->capture_default_str();
+  command->add_option("--max-new-tokens", task.max_new_tokens, "tokens of an answer at most")
+      ->capture_default_str();
+  command->add_option("--essay", task.essay,
+                      "text file for the haystacks of essays (default: essay.txt of the data)");
+  command
+      ->add_option("--needle-lengths", task.needle_lengths, "tokens of needle tasks, the answer's included")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--needle-depths", task.needle_depths, "per cent of the haystack before the needle")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--needle-samples", task.needle_samples, "of each length, spread over the depths")
+      ->capture_default_str();
+  command->add_option("--mqar-length", task.mqar_length, "tokens of a sequence of associative recall")
+      ->capture_default_str();
+  command->add_option("--mqar-pairs", task.mqar_pairs, "pairs of keys and values in it")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--mqar-samples", task.mqar_samples, "of each number of pairs")->capture_default_str();
   command->add_option("--batch-tokens", options->batch_tokens,
                       "tokens of a batch, padding included (default: 4096, on a GPU 65536)");
   command->add_flag("--json", options->json, "print results.json instead of the table");

@@ -1,4 +1,4 @@
-// oryx prepare: text files to token shards.
+// oryx prepare: text files, or a synthetic task, to token shards.
 #include <fmt/ranges.h>
 
 #include <filesystem>
@@ -10,6 +10,7 @@
 #include "base/progress.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "cli/prepare_recall.h"
 #include "formats/file.h"
 #include "formats/json.h"
 #include "formats/token_shards.h"
@@ -30,7 +31,8 @@ constexpr size_t kPieceBytes = size_t{4} << 20;
 constexpr size_t kBatchBytesPerThread = size_t{4} << 20;
 
 struct Options {
-  std::string tokenizer, output;
+  std::string tokenizer, output, task;
+  RecallOptions recall;
   std::vector<std::string> files;
   int64_t shard_tokens = formats::TokenShardOptions{}.tokens_per_shard;
   int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -118,14 +120,25 @@ void prepare(const Options& options) {
   if (options.threads < 1) fail_usage("threads is {}: expected at least 1", options.threads);
   const std::unique_ptr<const Tokenizer> tokenizer = Tokenizer::load(options.tokenizer);
   tokenizer->end_of_text();  // a tokenizer without one fails before any text is read
-  const std::vector<std::string> files = tokenizer::find_text_files(options.files);
+  if (options.task.empty() == options.files.empty()) {
+    fail_usage("expected {}", options.task.empty() ? "text files, or --task" : "no text files beside --task");
+  }
+  const std::vector<std::string> files =
+      options.files.empty() ? options.files : tokenizer::find_text_files(options.files);
   const fs::path output = fs::absolute(options.output).lexically_normal();
   expect_parent_directory((output.has_filename() ? output : output.parent_path()).string());
   expect_free(options.output);
 
   watch_for_interrupt();
   formats::AtomicDirectory directory(output);
-  Totals totals = write_shards(options, files, *tokenizer, directory.path());
+  Totals totals;
+  if (options.task.empty()) {
+    totals = write_shards(options, files, *tokenizer, directory.path());
+  } else {
+    totals.documents = options.recall.sequences;
+    totals.tokens =
+        write_recall_shards(options.recall, *tokenizer, options.seed, options.shard_tokens, directory.path());
+  }
   totals.shards = std::distance(fs::directory_iterator(directory.path()), fs::directory_iterator{});
   if (tokenizer->identity() != "bytes") {
     formats::write_file_atomic((directory.path() / "tokenizer.json").string(),
@@ -146,9 +159,10 @@ void prepare(const Options& options) {
     table.set("vocabulary", Value{int64_t{tokenizer->vocabulary_size()}});
     fmt::print("{}\n", formats::to_json(table));
   } else {
-    fmt::print("{}: {} documents, {} tokens, {:.3f} bytes a token, {} shard{}\n", options.output,
-               totals.documents, totals.tokens, bytes_per_token, totals.shards,
-               totals.shards == 1 ? "" : "s");
+    const std::string density =
+        options.task.empty() ? fmt::format("{:.3f} bytes a token, ", bytes_per_token) : "";
+    fmt::print("{}: {} documents, {} tokens, {}{} shard{}\n", options.output, totals.documents, totals.tokens,
+               density, totals.shards, totals.shards == 1 ? "" : "s");
   }
 }
 
@@ -159,15 +173,21 @@ void add_prepare(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   command->add_option("--tokenizer", options->tokenizer, "a tokenizer.json, or the word bytes")->required();
   command->add_option("--output", options->output, "directory for the shards and tokenizer.json")->required();
-  command
-      ->add_option(
-          "files", options->files,
-          ".txt files (a line <|endoftext|> ends a document), .jsonl files (one \"text\" a line), plain or "
-          "with .gz, .xz or .zst; directories of them; - for standard input")
-      ->required();
+  command->add_option(
+      "files", options->files,
+      ".txt files (a line <|endoftext|> ends a document), .jsonl files (one \"text\" a line), plain or "
+      "with .gz, .xz or .zst; directories of them; - for standard input");
+  command->add_option("--task", options->task, "make the sequences of a task instead: mqar")
+      ->check(CLI::IsMember({"mqar"}));
+  command->add_option("--length", options->recall.length, "mqar: tokens of a sequence")
+      ->capture_default_str();
+  command->add_option("--pairs", options->recall.pairs, "mqar: pairs of keys and values, in turn")
+      ->delimiter(',')
+      ->capture_default_str();
+  command->add_option("--sequences", options->recall.sequences, "mqar: how many")->capture_default_str();
   command->add_option("--shard-tokens", options->shard_tokens, "tokens of a shard")->capture_default_str();
   command->add_option("--threads", options->threads, "threads that encode")->capture_default_str();
-  command->add_option("--seed", options->seed, "accepted for uniformity: nothing is drawn here");
+  command->add_option("--seed", options->seed, "of --task; nothing else is drawn");
   command->add_flag("--json", options->json, "machine-readable");
   command->callback([options] { prepare(*options); });
 }

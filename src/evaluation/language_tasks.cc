@@ -17,10 +17,6 @@ namespace {
 
 using tokenizer::Tokenizer;
 
-std::string data_file(const TaskOptions& options, const std::string& file) {
-  return (std::filesystem::path(options.data) / file).string();
-}
-
 // Of the first of equals, as numpy.argmax.
 int64_t argmax(const std::vector<double>& values) {
   return std::max_element(values.begin(), values.end()) - values.begin();
@@ -30,7 +26,7 @@ class ContinuationTask final : public Task {
  public:
   ContinuationTask(const std::string& name, const TaskOptions& options, const Tokenizer& tokenizer)
       : Task(name, "language") {
-    for (const Record& record : read_records(data_file(options, name + ".jsonl"), options.limit)) {
+    for (const Record& record : read_records(data_file(name, options, name + ".jsonl"), options.limit)) {
       items_.push_back({make_candidate(tokenizer, record.text("context", /*may_be_empty=*/true),
                                        record.text("continuation"), options, record.where())});
     }
@@ -125,7 +121,7 @@ class ContinuationChoiceTask final : public ChoiceTask {
   ContinuationChoiceTask(const std::string& name, const std::string& main, const TaskOptions& options,
                          const Tokenizer& tokenizer)
       : ChoiceTask(name, main) {
-    for (const Record& record : read_records(data_file(options, name + ".jsonl"), options.limit)) {
+    for (const Record& record : read_records(data_file(name, options, name + ".jsonl"), options.limit)) {
       const std::string context = record.text("context", /*may_be_empty=*/true);
       const std::vector<std::string> choices = record.texts("choices", 2);
       std::vector<Candidate> candidates;
@@ -149,7 +145,7 @@ class ContextChoiceTask final : public ChoiceTask {
  public:
   ContextChoiceTask(const std::string& name, const TaskOptions& options, const Tokenizer& tokenizer)
       : ChoiceTask(name, "acc") {
-    for (const Record& record : read_records(data_file(options, name + ".jsonl"), options.limit)) {
+    for (const Record& record : read_records(data_file(name, options, name + ".jsonl"), options.limit)) {
       const std::vector<std::string> contexts = record.texts("contexts", 2);
       const std::string continuation = record.text("continuation");
       std::vector<Candidate> candidates;
@@ -166,7 +162,7 @@ class RollingTask final : public Task {
  public:
   RollingTask(const std::string& name, const TaskOptions& options, const Tokenizer& tokenizer)
       : Task(name, "language") {
-    const std::string path = data_file(options, name + "_test.txt");
+    const std::string path = data_file(name, options, name + "_test.txt");
     expect(std::filesystem::is_regular_file(path), "no such task file: {}", path);
     std::vector<std::string> pages = wikitext_pages(formats::read_file(path));
     expect(!pages.empty(), "{} holds no text", path);

@@ -26,6 +26,7 @@ Value number(double value) { return std::isfinite(value) ? Value{value} : Value{
 void expect_equal(const std::string& file, const std::string& key, const Value* stored, const Value* now) {
   if (stored && now && stored->as<Table>() && now->as<Table>()) {
     for (const Entry& entry : now->as<Table>()->entries) {
+      if (entry.key == "retrieval") continue;  // compared file by file
       expect_equal(file, key + "." + entry.key, stored->as<Table>()->find(entry.key), &entry.value);
     }
     return;
@@ -103,16 +104,28 @@ ResultStore::ResultStore(fs::path directory, Table header)
   start.set("version", Value{int64_t{1}});
   table_ = overlay(std::move(start), table_);
   table_.set("runs", Value{Array{}});
+  if (const Value* text = table_.find("command")) command_ = *text->as<std::string>();
   const std::string file = (directory_ / "results.json").string();
   if (!fs::exists(file)) return;
   Table stored = formats::read_json(file);
   const Value* format = stored.find("format");
   expect(format && format->as<std::string>() && *format->as<std::string>() == kFormat,
          "{} is not the result of an evaluation", file);
+  // Files of retrieval tasks may come to others.
+  Table& settings = std::get<Table>(table_.find("settings")->data);
+  Table files = section(section(stored, "settings"), "retrieval");
+  for (const Entry& entry : section(settings, "retrieval").entries) {
+    if (const Value* before = files.find(entry.key)) {
+      expect_equal(file, "retrieval " + entry.key, before, &entry.value);
+    }
+    files.set(entry.key, entry.value);
+  }
+  settings.set("retrieval", Value{files});
   for (const char* key : kIdentity) expect_equal(file, key, stored.find(key), table_.find(key));
   Value* runs = stored.find("runs");
   expect(runs && runs->as<Array>(), "{}: expected a list of runs", file);
   table_.set("runs", std::move(*runs));
+  if (const Value* before = stored.find("command")) table_.set("command", *before);
 }
 
 Array& ResultStore::runs() { return std::get<Array>(table_.find("runs")->data); }
@@ -143,6 +156,7 @@ void ResultStore::add(const std::string& schedule, const Task& task, const std::
     tasks.set(task.name(), Value{task_table(task, task_schedule, result, seconds, items_file)});
     run.set("averages", Value{averages_of(tasks)});
   }
+  table_.set("command", Value{command_});
   formats::write_file_atomic((directory_ / "results.json").string(), formats::to_json(table_, 1) + "\n");
 }
 

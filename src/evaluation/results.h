@@ -31,6 +31,7 @@ class ResultStore {
   const Array& runs() const;
 
   std::filesystem::path directory_;
+  std::string command_;  // this one, which results.json names once it has added to it
   Table table_;
 };
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -73,15 +74,15 @@ class Task {
 };
 
 struct TaskOptions {
-  std::string data;                    // directory of the data files
-  std::optional<int64_t> limit = {};   // items at most, the first ones
-  uint64_t seed = 0;                   // of what is made on the fly
-  int64_t max_length = 2048;           // tokens that one forward pass of a scored sequence reads
-  bool refuse_long = false;            // longer ones are an error, not cut on the left
-  int64_t context_tokens = 2000;       // of the prompt of retrieval tasks
-  int64_t max_new_tokens = 48;         // of an answer
-  std::vector<std::string> retrieval;  // NAME=FILE.jsonl: more retrieval tasks
-  std::string essay;                   // text of essay haystacks; empty: DATA/essay.txt
+  std::string data;                   // directory of the data files
+  std::optional<int64_t> limit = {};  // items at most, the first ones
+  uint64_t seed = 0;                  // of what is made on the fly
+  int64_t max_length = 2048;          // tokens that one forward pass of a scored sequence reads
+  bool refuse_long = false;           // longer ones are an error, not cut on the left
+  int64_t context_tokens = 2000;      // of the prompt of retrieval tasks
+  int64_t max_new_tokens = 48;        // of an answer
+  std::map<std::string, std::string> retrieval = {};  // more retrieval tasks: name → file
+  std::string essay;                                  // text of essay haystacks; empty: DATA/essay.txt
   std::vector<int64_t> needle_lengths = {2048};
   std::vector<double> needle_depths = {0, 25, 50, 75, 100};  // per cent of the haystack before the needle
   int64_t needle_samples = 500;                              // a length, spread over the depths
@@ -91,9 +92,13 @@ struct TaskOptions {
 
 // The tasks that have names of their own, in the order of reports; group names and "all" stand for several.
 std::vector<std::string> task_names();
-// "language,needle_single_1" → names, each once. Names of --retrieval files and paths of .jsonl files pass.
-// Throws UsageError for an unknown name, with the nearest valid one.
-std::vector<std::string> expand_tasks(const std::vector<std::string>& names, const TaskOptions& options);
+// Names of tasks and of groups → names of tasks, each once. A path that ends with .jsonl becomes a retrieval
+// task of that file. Throws UsageError for an unknown name, with the nearest valid one.
+std::vector<std::string> expand_tasks(const std::vector<std::string>& names, TaskOptions& options);
+// Adds a retrieval task of a file. Throws UsageError where another task has its name.
+void add_retrieval(const std::string& name, const std::string& file, TaskOptions& options);
+// Throws UsageError naming the option that is out of range.
+void validate(const TaskOptions& options);
 
 // Reads or makes the task's items. Throws Error for a file that is missing, has an item without a field it
 // needs, or one of another type.

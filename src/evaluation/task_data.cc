@@ -8,6 +8,11 @@
 
 namespace oryx::evaluation {
 
+std::string data_file(const std::string& task, const TaskOptions& options, const std::string& file) {
+  if (options.data.empty()) fail_usage("task {} reads {}: pass its directory as --data", task, file);
+  return (std::filesystem::path(options.data) / file).string();
+}
+
 const Value& Record::field(std::string_view key, std::string_view expected) const {
   const Value* value = table_.find(key);
   expect(value != nullptr, "{}: the field \"{}\" is missing: expected {}", where_, key, expected);

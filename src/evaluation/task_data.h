@@ -8,8 +8,12 @@
 #include <vector>
 
 #include "base/value.h"
+#include "evaluation/task.h"
 
 namespace oryx::evaluation {
+
+// A file of options.data. Throws UsageError where that is not given.
+std::string data_file(const std::string& task, const TaskOptions& options, const std::string& file);
 
 // One line of a file, whose fields are read with errors that name the file and the line.
 class Record {

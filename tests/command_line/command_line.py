@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 ORYX = Path(sys.argv.pop(1)).resolve() if len(sys.argv) > 1 else Path("build/oryx").resolve()
-COMMANDS = ["prepare", "train", "inspect", "generate", "logits", "curve", "report", "benchmark"]
+COMMANDS = ["prepare", "train", "inspect", "generate", "logits", "evaluate", "curve", "report", "benchmark"]
 
 WIDTH, HEADS, MLP, VOCABULARY = 32, 2, 48, 260  # three rows more than the 257 ids of the byte tokenizer
 
