@@ -219,10 +219,9 @@ __global__ void __launch_bounds__(KeyPass<dim, groups>::threads, KeyPass<dim, gr
 
 // ---- dQ
 
-// A block takes an item: two warpgroups of 64 rows each share the tiles of keys and hold their rows of Q and
-// dO in registers, because two operands in shared memory use up its rate. Three stages, so that the last
-// product of a tile may still run while the next begins; GPUs with little shared memory, none of which has
-// wgmma, do with two stages of 32 keys.
+// A block takes an item: two warpgroups of 64 rows each share the tiles of keys. Three stages, so that the
+// last product of a tile may still run while the next begins; GPUs with little shared memory, none of which
+// has wgmma, do with two stages of 32 keys.
 template <int dim, int tile_keys>
 struct QueryPass {
   static constexpr int threads = 256, keys = tile_keys, stages = keys == 64 ? 3 : 2;
@@ -282,16 +281,6 @@ __global__ void __launch_bounds__(QueryPass<dim, tile_keys>::threads, 1)
   }
   const float scale = p.in.scale * log2_of_e;
 
-  uint32_t q_rows[dim / 16][4], grad_rows[dim / 16][4];
-  wait_copies<0>();
-  __syncthreads();
-#pragma unroll
-  for (int k = 0; k < dim / 16; ++k) {
-    const int row = row0 + lane % 16, column = 16 * k + lane / 16 * 8;
-    load_matrices(q_rows[k], q.unit(row, column));
-    load_matrices(grad_rows[k], grad.unit(row, column));
-  }
-
   Accumulator<1, dim / 8> q_grad;
   q_grad.clear();
   uint32_t weight_grads[Pass::keys / 16][4];
@@ -311,9 +300,9 @@ __global__ void __launch_bounds__(QueryPass<dim, tile_keys>::threads, 1)
     const int now = advance(), key0 = n * Pass::keys;
     Accumulator<1, Pass::keys / 8> s, ds;
     warpgroup_fence();
-    multiply_rows(s, q_rows, k_tile(now));
+    multiply_rows(s, q, group_row0, k_tile(now));
     warpgroup_commit();
-    multiply_rows(ds, grad_rows, v_tile(now));
+    multiply_rows(ds, grad, group_row0, v_tile(now));
     warpgroup_commit();
     warpgroup_wait<1>();
     settle(s);
