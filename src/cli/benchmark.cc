@@ -52,8 +52,8 @@ struct Part {
 };
 const std::array parts = {
     Part{"ssd", {"Ssd"}},
-    Part{"gated delta rule", {"GatedDelta"}},
-    Part{"attention", {"Attention", "sdpa", "fmha", "flash"}},
+    Part{"gated delta rule", {"GatedDelta", "ChunkArguments"}},
+    Part{"attention", {"Attention", "HeadSlice", "sdpa", "fmha", "flash"}},
     Part{"short convolution", {"Conv"}},
     Part{"norms and gates", {"Norm"}},
     Part{"queries and keys", {"HeadTensors"}},
