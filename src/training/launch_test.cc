@@ -9,7 +9,14 @@
 namespace oryx::training {
 namespace {
 
-std::optional<Launch> launch_of(const std::map<std::string, std::string>& variables) {
+using Variables = std::map<std::string, std::string>;
+
+Variables with(Variables variables, const Variables& more) {
+  for (const auto& [name, value] : more) variables.insert_or_assign(name, value);
+  return variables;
+}
+
+std::optional<Launch> launch_of(const Variables& variables) {
   return read_launch([&](const std::string& name) -> std::optional<std::string> {
     const auto found = variables.find(name);
     return found == variables.end() ? std::nullopt : std::optional(found->second);
@@ -19,13 +26,13 @@ std::optional<Launch> launch_of(const std::map<std::string, std::string>& variab
 TEST(Launch, NoLauncherNoLaunch) { EXPECT_FALSE(launch_of({{"HOME", "/root"}, {"RANK", ""}})); }
 
 TEST(Launch, Torchrun) {
-  std::map<std::string, std::string> variables = {{"RANK", "5"},
-                                                  {"WORLD_SIZE", "8"},
-                                                  {"LOCAL_RANK", "1"},
-                                                  {"MASTER_ADDR", "gpu003"},
-                                                  {"MASTER_PORT", "41000"},
-                                                  {"TORCHELASTIC_USE_AGENT_STORE", "True"},
-                                                  {"TORCHELASTIC_RESTART_COUNT", "2"}};
+  Variables variables = {{"RANK", "5"},
+                         {"WORLD_SIZE", "8"},
+                         {"LOCAL_RANK", "1"},
+                         {"MASTER_ADDR", "gpu003"},
+                         {"MASTER_PORT", "41000"},
+                         {"TORCHELASTIC_USE_AGENT_STORE", "True"},
+                         {"TORCHELASTIC_RESTART_COUNT", "2"}};
   const Launch launch = *launch_of(variables);
   EXPECT_EQ(launch.launcher, "torchrun");
   EXPECT_EQ(launch.rank, 5);
@@ -34,28 +41,28 @@ TEST(Launch, Torchrun) {
   EXPECT_EQ(launch.address, "gpu003");
   EXPECT_EQ(launch.port, 41000);
   EXPECT_EQ(launch.attempt, 2);
-  variables["RANK"] = "0";
+  variables = with(variables, {{"RANK", "0"}});
   EXPECT_FALSE(launch_of(variables)->hosts_store);  // the agent does
-  variables["TORCHELASTIC_USE_AGENT_STORE"] = "False";
+  variables = with(variables, {{"TORCHELASTIC_USE_AGENT_STORE", "False"}});
   EXPECT_TRUE(launch_of(variables)->hosts_store);
   // A SLURM step that runs torchrun has both sets of variables.
-  variables["SLURM_PROCID"] = "3";
+  variables = with(variables, {{"SLURM_PROCID", "3"}});
   EXPECT_EQ(launch_of(variables)->rank, 0);
 }
 
 TEST(Launch, Slurm) {
-  std::map<std::string, std::string> variables = {{"SLURM_PROCID", "0"},
-                                                  {"SLURM_NTASKS", "16"},
-                                                  {"SLURM_LOCALID", "0"},
-                                                  {"SLURM_JOB_ID", "7012"},
-                                                  {"SLURM_STEP_NODELIST", "gpu[007-010,12],b1"}};
+  Variables variables = {{"SLURM_PROCID", "0"},
+                         {"SLURM_NTASKS", "16"},
+                         {"SLURM_LOCALID", "0"},
+                         {"SLURM_JOB_ID", "7012"},
+                         {"SLURM_STEP_NODELIST", "gpu[007-010,12],b1"}};
   const Launch launch = *launch_of(variables);
   EXPECT_EQ(launch.launcher, "SLURM");
   EXPECT_EQ(launch.address, "gpu007");
   EXPECT_EQ(launch.port, 29512);
   EXPECT_TRUE(launch.hosts_store);
-  variables["MASTER_ADDR"] = "other";
-  variables["MASTER_PORT"] = "30000";
+  variables = with(variables, {{"MASTER_ADDR", "other"}});
+  variables = with(variables, {{"MASTER_PORT", "30000"}});
   EXPECT_EQ(launch_of(variables)->address, "other");
   EXPECT_EQ(launch_of(variables)->port, 30000);
 }
@@ -70,21 +77,21 @@ TEST(Launch, FirstHost) {
 }
 
 TEST(Launch, OpenMpi) {
-  std::map<std::string, std::string> variables = {{"OMPI_COMM_WORLD_RANK", "1"},
-                                                  {"OMPI_COMM_WORLD_SIZE", "2"},
-                                                  {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
-                                                  {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}};
+  Variables variables = {{"OMPI_COMM_WORLD_RANK", "1"},
+                         {"OMPI_COMM_WORLD_SIZE", "2"},
+                         {"OMPI_COMM_WORLD_LOCAL_RANK", "1"},
+                         {"OMPI_COMM_WORLD_LOCAL_SIZE", "2"}};
   const Launch launch = *launch_of(variables);
   EXPECT_EQ(launch.launcher, "Open MPI");
   EXPECT_EQ(launch.local_rank, 1);
   EXPECT_EQ(launch.address, "127.0.0.1");
   EXPECT_FALSE(launch.hosts_store);
-  variables["OMPI_COMM_WORLD_LOCAL_SIZE"] = "1";
+  variables = with(variables, {{"OMPI_COMM_WORLD_LOCAL_SIZE", "1"}});
   EXPECT_THROW(launch_of(variables), Error);  // two machines, and nobody says where to meet
 }
 
 TEST(Launch, ContradictionsNameTheVariable) {
-  const auto message = [](const std::map<std::string, std::string>& variables) -> std::string {
+  const auto message = [](const Variables& variables) -> std::string {
     try {
       launch_of(variables);
     } catch (const Error& error) {
