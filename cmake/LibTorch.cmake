@@ -36,8 +36,3 @@ target_link_options(oryx_torch INTERFACE -Wl,-rpath,${ORYX_TORCH_DIR}/lib)
 # headers, which c10d's own include: the distribution's serve, its library is not linked.
 find_path(GLOO_INCLUDE gloo/context.h REQUIRED)
 set(ORYX_C10D_OPTIONS -DUSE_C10D_GLOO)
-if(ORYX_CUDA AND EXISTS ${ORYX_TORCH_DIR}/lib/libtorch_cuda.so)
-  cmake_path(GET ORYX_TORCH_DIR PARENT_PATH torch_packages)
-  list(APPEND ORYX_C10D_OPTIONS -DUSE_C10D_NCCL
-    -isystem ${torch_packages}/nvidia/nccl/include -isystem ${torch_packages}/nvidia/cu13/include)
-endif()
