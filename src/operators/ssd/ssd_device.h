@@ -127,8 +127,8 @@ __device__ inline void load_floats(float* shared, const float* global, int count
   if (i < count) copy_async(shared + i, global + i);
 }
 
-// Of four neighbouring lanes t, each with one register of units 0 … 3: afterwards lane t has register n of unit
-// t from lane n.
+// Of four neighbouring lanes t, each with one register of units 0 … 3: afterwards lane t has register n of
+// unit t from lane n.
 __device__ inline void trade_pairs(uint32_t (&p)[4]) {
   const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll

@@ -150,7 +150,8 @@ TEST(SsdKernels, StepsInBothTypes) {
       {2, 1, 4, 1, 2, 128, 128, 64, Decay::mild, Step::random, Spans::all},
       {1, 9, 1, 1, 2, 128, 64, 64, Decay::mixed, Step::random, Spans::random, false},
       {2, 15, 2, 2, 2, 64, 128, 64, Decay::mild, Step::random, Spans::random}};
-  if (!wants_small_cases()) all.push_back({256, 1, 16, 16, 16, 128, 128, 64, Decay::mild, Step::random, Spans::all});
+  if (!wants_small_cases())
+    all.push_back({256, 1, 16, 16, 16, 128, 128, 64, Decay::mild, Step::random, Spans::all});
   for (const MixerCase& c : all) {
     const MixerTensors x = draw(c, at::kBFloat16, 6, false);
     const auto [want, want_state] = on_device(&ssd_chunked)(x);
@@ -166,8 +167,8 @@ TEST(SsdKernels, StepsInBothTypes) {
 }
 
 TEST(SsdKernels, RepeatBitForBit) {
-  const MixerCase c =
-      wants_small_cases() ? MixerCase{1, 140, 1, 1, 1, 64, 64, 64} : MixerCase{1, 1000, 8, 2, 4, 128, 128, 64};
+  const MixerCase c = wants_small_cases() ? MixerCase{1, 140, 1, 1, 1, 64, 64, 64}
+                                          : MixerCase{1, 1000, 8, 2, 4, 128, 128, 64};
   const MixerTensors x = draw(c, at::kBFloat16, 7, false);
   std::vector<Named> first;
   for (int repeat = 0; repeat < (wants_small_cases() ? 2 : 200); ++repeat) {
