@@ -16,6 +16,7 @@ namespace {
 using model::testing::random_config;
 using model::testing::random_model;
 using model::testing::random_spans;
+using model::testing::small_config;
 
 constexpr double kTolerance = 1e-5;
 
@@ -43,17 +44,6 @@ std::vector<Item> random_items(const model::ModelConfig& config, std::mt19937& d
     items.push_back(std::move(item));
   }
   return items;
-}
-
-model::ModelConfig small_config() {
-  auto config = model::ModelConfig::with_mixers({"attention", "ssd"});
-  config.layers = 2;
-  config.width = 16;
-  config.heads = config.kv_heads = config.value_heads = 2;
-  config.head_dim = config.value_dim = 8;
-  config.mlp_width = 24;
-  config.vocabulary = 40;
-  return config;
 }
 
 std::vector<double> direct(const model::LanguageModel& model, const Sequence& sequence) {
@@ -92,7 +82,7 @@ TEST(Scoring, EqualsTheLogitsInAnyBatchAndOrder) {
 }
 
 TEST(Scoring, OrderDoesNotChangeABit) {
-  const auto model = random_model(small_config(), at::kFloat, 5);
+  const auto model = random_model(small_config("ssd", 2), at::kFloat, 5);
   std::mt19937 dice(1);
   std::vector<Item> items;
   for (int i = 0; i < 20; ++i) {
@@ -165,7 +155,7 @@ TEST(Batching, HoldsEveryItemOnceAndTheBudget) {
 }
 
 TEST(Scoring, RefusesASequenceWithoutATokenToScore) {
-  const auto model = random_model(small_config(), at::kFloat, 1);
+  const auto model = random_model(small_config("ssd", 2), at::kFloat, 1);
   EXPECT_THROW(score(model, {{sequence_of({1, 2}, 2, 2)}}), Error);
   EXPECT_THROW(score(model, {{sequence_of({1, 2}, 0, 2)}}), Error);
   EXPECT_THROW(score(model, {{}}), Error);

@@ -24,6 +24,7 @@ using testing::random_model;
 using testing::random_spans;
 using testing::random_tokens;
 using testing::relative_error;
+using testing::small_config;
 
 struct Case {
   ModelConfig config;
@@ -178,13 +179,7 @@ RC_GTEST_PROP(JointState, SavedStatesContinue, ()) {
 
 TEST(JointState, KeysOfUpperLayersDependOnTheModesOfEarlierTokens) {
   c10::NoGradGuard no_gradient;
-  ModelConfig config = ModelConfig::with_mixers({"attention", "ssd"});
-  config.layers = 2;
-  config.width = 16;
-  config.heads = config.kv_heads = config.value_heads = 2;
-  config.head_dim = config.value_dim = 8;
-  config.mlp_width = 24;
-  config.vocabulary = 40;
+  ModelConfig config = small_config("ssd", 2);
   const LanguageModel model = random_model(config, at::kDouble, 3);
   const at::Tensor tokens = random_tokens(config, 1, 12, 5);
   JointState attention = model.empty_state(1), linear = model.empty_state(1);
@@ -198,13 +193,7 @@ TEST(JointState, KeysOfUpperLayersDependOnTheModesOfEarlierTokens) {
 TEST(JointState, RecurrentStateIsFloat32AtLeastInMemoryAndInFiles) {
   c10::NoGradGuard no_gradient;
   for (const std::string linear : {"ssd", "gated_delta"}) {
-    ModelConfig config = ModelConfig::with_mixers({"attention", linear});
-    config.layers = 1;
-    config.width = 16;
-    config.heads = config.kv_heads = config.value_heads = 2;
-    config.head_dim = config.value_dim = 8;
-    config.mlp_width = 24;
-    config.vocabulary = 40;
+    ModelConfig config = small_config(linear, 1);
     for (const auto& [dtype, wide] : {std::pair(at::kBFloat16, at::kFloat), std::pair(at::kFloat, at::kFloat),
                                       std::pair(at::kDouble, at::kDouble)}) {
       const LanguageModel model(config, initial_weights(config, 1, at::kFloat), dtype);
@@ -224,13 +213,7 @@ TEST(JointState, RecurrentStateIsFloat32AtLeastInMemoryAndInFiles) {
 }
 
 TEST(JointState, RejectsAFileOfAnotherModel) {
-  ModelConfig config = ModelConfig::with_mixers({"attention", "ssd"});
-  config.layers = 1;
-  config.width = 16;
-  config.heads = config.kv_heads = config.value_heads = 2;
-  config.head_dim = config.value_dim = 8;
-  config.mlp_width = 24;
-  config.vocabulary = 40;
+  ModelConfig config = small_config("ssd", 1);
   const JointState state = JointState::empty(config, 1, at::kFloat, at::kCPU);
   const std::filesystem::path file = temporary("other.safetensors");
   state.save(file, config);

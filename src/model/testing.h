@@ -54,6 +54,18 @@ inline ModelConfig random_config() {
   return config;
 }
 
+// Narrow, switchable between attention and `linear`.
+inline ModelConfig small_config(const std::string& linear, int64_t layers) {
+  ModelConfig config = ModelConfig::with_mixers({"attention", linear});
+  config.layers = layers;
+  config.width = 16;
+  config.heads = config.kv_heads = config.value_heads = 2;
+  config.head_dim = config.value_dim = 8;
+  config.mlp_width = 24;
+  config.vocabulary = 40;
+  return config;
+}
+
 // Weights large enough that every part of the model matters to the output.
 inline LanguageModel random_model(const ModelConfig& config, at::ScalarType dtype, uint64_t seed) {
   Weights weights = initial_weights(config, seed, dtype);
