@@ -32,7 +32,8 @@ struct Options {
   ComputeOptions compute;
   std::string schedule;
   std::string filter;
-  int64_t batch = 8, length = 2048, context = 2048, tokens = 32, repeats = 5, heads = 16, head_dim = 128;
+  int64_t batch = 8, length = 2048, context = 2048, tokens = 32, repeats = 5, heads = 16, head_dim = 128,
+          prompts = 1;
   bool all_logits = false, json = false, profile = false, recompute = false;
 };
 
@@ -215,15 +216,14 @@ struct Subject {
 void benchmark_prefill(const Options& options) {
   const at::InferenceMode inference;
   const Subject subject(options);
-  const at::Tensor tokens = random_tokens(subject.config, 1, options.length, subject.device);
-  Timing timing{"prefill", subject.schedule.text(), options.length, {}};
+  const at::Tensor tokens = random_tokens(subject.config, options.prompts, options.length, subject.device);
+  Timing timing{"prefill", subject.schedule.text(), options.prompts * options.length, {}};
   timing.seconds = time_calls(subject.device, 1, options.repeats, [&] {
-    model::JointState state = subject.language_model.empty_state(1);
-    const at::Tensor hidden = subject.language_model.hidden(
+    model::JointState state = subject.language_model.empty_state(options.prompts);
+    at::Tensor hidden = subject.language_model.hidden(
         tokens, {subject.schedule.spans(options.length, options.length)}, &state);
-    const at::Tensor logits =
-        subject.language_model.logits(options.all_logits ? hidden : hidden.slice(0, -1));
-    logits.select(0, -1).argmax().item<int64_t>();
+    if (!options.all_logits) hidden = hidden.slice(0, options.length - 1, hidden.size(0), options.length);
+    subject.language_model.logits(hidden).argmax(-1).max().item<int64_t>();
   });
   report(options, timing);
 }
@@ -330,7 +330,8 @@ void add_benchmark(CLI::App& app) {
   add(benchmark, "prefill", "A prompt up to its first new token", benchmark_prefill,
       [](CLI::App* command, Options& options) {
         add_source(command, options);
-        count(command, "--length", options.length, "tokens of the prompt");
+        count(command, "--batch", options.prompts, "prompts");
+        count(command, "--length", options.length, "tokens of a prompt");
         command->add_flag("--all-logits", options.all_logits, "logits of every token, not of the last alone");
       });
   add(benchmark, "decode", "One token at a time", benchmark_decode, [](CLI::App* command, Options& options) {
