@@ -1,3 +1,4 @@
+#include "operators/device/pipeline.h"
 #include "operators/device/warpgroup.h"
 #include "operators/ssd/ssd_device.h"
 #include "operators/ssd/ssd_kernels.h"
@@ -8,6 +9,8 @@ namespace {
 
 constexpr int kChunk = kSsdChunk;
 
+constexpr int kHelpers = 128;  // threads that load and make the scores
+
 // Shared memory of a block that holds `columns` columns of the state, a warpgroup for every 64. The inputs of
 // chunks lie in a ring of stages.
 template <int key_dim, int columns, int stages>
@@ -15,12 +18,13 @@ struct ForwardTiles {
   using Keys = Panels<kChunk, key_dim>;
   using Values = Panels<kChunk, columns>;
   using Scores = Panels<kChunk, kChunk>;
-  static constexpr int threads = 2 * columns, groups = columns / 64;
+  static constexpr int walkers = 2 * columns, threads = walkers + kHelpers;
   static constexpr unsigned row_lists = 8;  // at least stages + 1
+  static constexpr int row_pitch = kChunk + 4;
   static constexpr size_t stage_bytes = 2 * Keys::bytes + Values::bytes, decay_floats = 5 * kChunk;
-  static constexpr size_t decay_at = stages * stage_bytes + Scores::bytes,
+  static constexpr size_t scores_at = stages * stage_bytes, decay_at = scores_at + 2 * Scores::bytes,
                           rows_at = decay_at + stages * decay_floats * sizeof(float);
-  static constexpr size_t bytes = rows_at + row_lists * kChunk * sizeof(int32_t);
+  static constexpr size_t bytes = rows_at + row_lists * row_pitch * sizeof(int32_t);
   char* base;
 
   __device__ bf16* stage(int item) const {
@@ -29,27 +33,30 @@ struct ForwardTiles {
   __device__ Keys query(int item) const { return {stage(item)}; }
   __device__ Keys key(int item) const { return {stage(item) + kChunk * key_dim}; }
   __device__ Values value(int item) const { return {stage(item) + 2 * kChunk * key_dim}; }
-  __device__ Scores scores() const { return {reinterpret_cast<bf16*>(base + stages * stage_bytes)}; }  // M
+  __device__ Scores scores(int item) const {  // M
+    return {reinterpret_cast<bf16*>(base + scores_at + static_cast<unsigned>(item) % 2 * Scores::bytes)};
+  }
   __device__ float* cumulative(int item) const {  // SsdDecay
     return reinterpret_cast<float*>(base + decay_at) + static_cast<unsigned>(item) % stages * decay_floats;
   }
   __device__ float* step(int item) const { return cumulative(item) + 2 * kChunk; }
   __device__ float* weight(int item) const { return cumulative(item) + 3 * kChunk; }
   __device__ float* gamma(int item) const { return cumulative(item) + 4 * kChunk; }
+  // The packed row of every token or −1, then whether the chunk has rows.
   __device__ int32_t* rows(int item) const {
-    return reinterpret_cast<int32_t*>(base + rows_at) + static_cast<unsigned>(item) % row_lists * kChunk;
+    return reinterpret_cast<int32_t*>(base + rows_at) + static_cast<unsigned>(item) % row_lists * row_pitch;
   }
 };
 
-// Copies the rows of a chunk with all threads of a block. row_pointer(row) is null where a row is zero.
-template <int threads, int columns, typename RowPointer>
-__device__ inline void load_chunk(Panels<kChunk, columns> tile, const void* anywhere,
+// Copies the rows of a chunk with all helpers. row_pointer(row) is null where a row is zero.
+template <int columns, typename RowPointer>
+__device__ inline void load_chunk(Panels<kChunk, columns> tile, int helper, const void* anywhere,
                                   RowPointer row_pointer) {
-  constexpr int units = columns / 8, apart = threads / units;
+  constexpr int units = columns / 8, apart = kHelpers / units;
   static_assert(kChunk % apart == 0 && apart % 8 == 0);  // a thread keeps its place in the swizzle
-  const int row = static_cast<int>(threadIdx.x) / units, column = static_cast<int>(threadIdx.x) % units * 8;
+  const int row = helper / units, column = helper % units * 8;
   bf16* const to = tile.unit(row, column);
-#pragma unroll 2  // more would take registers
+#pragma unroll
   for (int pass = 0; pass < kChunk / apart; ++pass) {
     const bf16* from = row_pointer(row + pass * apart);
     copy_async(to + pass * apart * 64, from != nullptr ? from + column : static_cast<const bf16*>(anywhere),
@@ -58,25 +65,26 @@ __device__ inline void load_chunk(Panels<kChunk, columns> tile, const void* anyw
 }
 
 // The same for `valid` rows that lie `stride` elements apart.
-template <int threads, int columns>
-__device__ inline void load_even_chunk(Panels<kChunk, columns> tile, const bf16* first, int64_t stride,
-                                       int64_t valid) {
-  constexpr int units = columns / 8, apart = threads / units;
-  const int row = static_cast<int>(threadIdx.x) / units, column = static_cast<int>(threadIdx.x) % units * 8;
+template <int columns>
+__device__ inline void load_even_chunk(Panels<kChunk, columns> tile, int helper, const bf16* first,
+                                       int64_t stride, int64_t valid) {
+  constexpr int units = columns / 8, apart = kHelpers / units;
+  const int row = helper / units, column = helper % units * 8;
   bf16* const to = tile.unit(row, column);
   const bf16* from = first + row * stride + column;
-#pragma unroll 2
+#pragma unroll
   for (int pass = 0; pass < kChunk / apart; ++pass, from += apart * stride) {
     const bool is_valid = row + pass * apart < valid;
     copy_async(to + pass * apart * 64, is_valid ? from : first, is_valid);
   }
 }
 
-// Of M = (Q Kᵀ) ⊙ Γ ⊙ (1 Δᵀ), from rows m0 and columns n0 of Q Kᵀ on.
+// Of M = (Q Kᵀ) ⊙ Γ ⊙ (1 Δᵀ), the warp's 16 rows and columns n0 … of Q Kᵀ.
 template <int column_tiles>
-__device__ inline void store_scores(Accumulator<1, column_tiles>& product, Panels<kChunk, kChunk> scores,
-                                    int m0, int n0, const float* cumulative, const float* step) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4;
+__device__ inline void store_scores(const Accumulator<1, column_tiles>& product,
+                                    Panels<kChunk, kChunk> scores, int n0, const float* cumulative,
+                                    const float* step) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, t = lane % 4, m0 = 16 * warp_of_group();
   float2 own[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half)
@@ -102,145 +110,161 @@ __device__ inline void store_scores(Accumulator<1, column_tiles>& product, Panel
   }
 }
 
-// A block walks over the chunks of a segment of one output head: O = γ ⊙ (Q S) + M V + D ⊙ V where there are
-// rows, then S ← γ_C S + Kᵀ (ρ Δ ⊙ V). A warpgroup holds 64 columns of S as rows of Sᵀ: its accumulator is,
-// rounded, the left operand of Sᵀ Qᵀ.
-template <int key_dim, int columns, int stages>
-__global__ void __launch_bounds__(2 * columns, 1) forward_kernel(const SsdForward p) {
-  using Tiles = ForwardTiles<key_dim, columns, stages>;
-  const Tiles tiles{shared_memory()};
-  const cpu::MixerShape& shape = p.shape;
-  const int state_heads = static_cast<int>(shape.state_heads);
-  const int readers = static_cast<int>(shape.output_heads) / state_heads;
-  const int output_head = static_cast<int>(blockIdx.x) % (state_heads * readers),
-            head = output_head / readers;
-  const int key_head = head / (state_heads / static_cast<int>(shape.key_heads));
-  const int query_head = output_head / static_cast<int>(shape.output_heads / shape.query_heads);
-  const int batch = static_cast<int>(blockIdx.x) / (state_heads * readers),
-            segment = static_cast<int>(blockIdx.y), stream = batch * state_heads + head;
-  const int column0 = static_cast<int>(blockIdx.z) * columns;
-  const int chunks = static_cast<int>(shape.chunks), begin = segment * static_cast<int>(p.segment_chunks);
-  const int items = static_cast<int>(p.segment_chunks) < chunks - begin ? static_cast<int>(p.segment_chunks)
-                                                                        : chunks - begin;
+// Where a block of the forward kernel is.
+struct ForwardPlace {
+  int batch, head, output_head, key_head, query_head, stream, segment;
+  int begin, items;  // the first chunk of the segment, and how many it has
+  bool is_first_reader;
 
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, t = lane % 4;
-  const int group = warpgroup(), m0 = 16 * warp_of_group();
-  const auto has_rows = [&](int item) {
-    return item < items && p.has_rows[static_cast<int64_t>(batch) * chunks + begin + item] != 0;
-  };
+  __device__ explicit ForwardPlace(const SsdForward& p) {
+    const cpu::MixerShape& shape = p.shape;
+    const int state_heads = static_cast<int>(shape.state_heads),
+              output_heads = static_cast<int>(shape.output_heads), readers = output_heads / state_heads;
+    output_head = static_cast<int>(blockIdx.x) % output_heads, head = output_head / readers;
+    is_first_reader = output_head % readers == 0;
+    key_head = head / (state_heads / static_cast<int>(shape.key_heads));
+    query_head = output_head / (output_heads / static_cast<int>(shape.query_heads));
+    batch = static_cast<int>(blockIdx.x) / output_heads;
+    stream = batch * state_heads + head;
+    segment = static_cast<int>(blockIdx.y);
+    const int chunks = static_cast<int>(shape.chunks), length = static_cast<int>(p.segment_chunks);
+    begin = segment * length;
+    items = length < chunks - begin ? length : chunks - begin;
+  }
+};
+
+// What the helpers do: the inputs of chunks come into the ring ahead of their use, and the scores of the
+// chunk that is next.
+template <int key_dim, int columns, int stages>
+__device__ void prepare_chunks(const SsdForward& p, const ForwardTiles<key_dim, columns, stages>& tiles,
+                               const ForwardPlace& place, int column0) {
+  using Tiles = ForwardTiles<key_dim, columns, stages>;
+  const cpu::MixerShape& shape = p.shape;
+  const int helper = static_cast<int>(threadIdx.x) - Tiles::walkers, lane = helper % 32;
   const auto find_row = [&](int item) {
-    const int64_t time = static_cast<int64_t>(begin + item) * kChunk + thread;
-    const bool is_token = thread < kChunk && item < items && time < shape.time;
-    return is_token ? p.row_of[batch * shape.time + time] : -1;
+    const int64_t chunk = place.begin + item, time = chunk * kChunk + helper;
+    if (item >= place.items) return helper < kChunk ? -1 : 0;
+    if (helper == kChunk) return p.has_rows[place.batch * shape.chunks + chunk];
+    return helper < kChunk && time < shape.time ? p.row_of[place.batch * shape.time + time] : -1;
   };
-  const auto load_decay = [&](int item) {  // a warp copies each of the four arrays
-    const int warp = thread / 32, count = warp == 0 ? 2 : 1;
-    const float* from = warp == 0   ? p.decay.cumulative
-                        : warp == 1 ? p.decay.step
-                        : warp == 2 ? p.decay.weight
-                                    : p.decay.gamma;
-    const int64_t at = (static_cast<int64_t>(stream) * chunks + begin + item) * kChunk;
-    float* to = tiles.cumulative(item) + (warp == 0 ? 0 : (warp + 1) * kChunk);
-    if (warp < 4 && 4 * lane < count * kChunk) copy_async(to + 4 * lane, from + count * at + 4 * lane);
+  const auto list_row = [&](int item, int32_t row) {
+    if (helper <= kChunk) tiles.rows(item)[helper] = row;
   };
-  const auto load = [&](int item, bool with_query) {
-    if (item < items) {
-      const int64_t time = static_cast<int64_t>(begin + item) * kChunk, left = shape.time - time;
-      load_even_chunk<Tiles::threads>(tiles.key(item), token_row(p.key, batch, time, key_head), p.key.time,
-                                      left);
-      load_even_chunk<Tiles::threads>(tiles.value(item), token_row(p.value, batch, time, head) + column0,
-                                      p.value.time, left);
-      load_decay(item);
-      if (with_query) {
-        const int32_t* rows = tiles.rows(item);
-        load_chunk<Tiles::threads>(tiles.query(item), p.query.data, [&](int row) -> const bf16* {
-          return rows[row] >= 0 ? packed_row(p.query, rows[row], query_head) : nullptr;
+  const bf16 *keys = token_row(p.key, place.batch, 0, place.key_head),
+             *values = token_row(p.value, place.batch, 0, place.head) + column0,
+             *queries = packed_row(p.query, 0, place.query_head);
+  // A warp copies each of the four arrays.
+  const int of_warp = helper / 32, per_token = of_warp == 0 ? 2 : 1;
+  const float* const decay = of_warp == 0   ? p.decay.cumulative
+                             : of_warp == 1 ? p.decay.step
+                             : of_warp == 2 ? p.decay.weight
+                                            : p.decay.gamma;
+  const auto load = [&](int item) {
+    if (item < place.items) {
+      const int64_t chunk = place.begin + item, time = chunk * kChunk, left = shape.time - time;
+      load_even_chunk(tiles.key(item), helper, keys + time * p.key.time, p.key.time, left);
+      load_even_chunk(tiles.value(item), helper, values + time * p.value.time, p.value.time, left);
+      float* to = tiles.cumulative(item) + (of_warp == 0 ? 0 : (of_warp + 1) * kChunk);
+      if (4 * lane < per_token * kChunk)
+        copy_async(to + 4 * lane,
+                   decay + per_token * (place.stream * shape.chunks + chunk) * kChunk + 4 * lane);
+      const int32_t* rows = tiles.rows(item);
+      if (rows[kChunk] != 0) {
+        load_chunk(tiles.query(item), helper, p.query.data, [&](int row) -> const bf16* {
+          return rows[row] >= 0 ? queries + rows[row] * p.query.time : nullptr;
         });
       }
     }
     commit_copies();
   };
 
-#pragma unroll
-  for (int item = 0; item < stages - 1; ++item)
-    if (thread < kChunk) tiles.rows(item)[thread] = find_row(item);
-  __syncthreads();
-  unsigned present = 0;  // bit i: whether the chunk i after this one has rows
-#pragma unroll
-  for (int item = 0; item < stages - 1; ++item) {
-    const bool has = has_rows(item);
-    present |= static_cast<unsigned>(has) << item;
-    load(item, has);
-  }
+#pragma unroll 1
+  for (int item = 0; item < stages - 1; ++item) list_row(item, find_row(item));
+  named_barrier(2, kHelpers);
+#pragma unroll 1
+  for (int item = 0; item < stages - 1; ++item) load(item);
   int32_t next_row = find_row(stages - 1);
-  bool next_has = has_rows(stages - 1);
+#pragma unroll 1
+  for (int item = 0; item < place.items; ++item) {
+    wait_copies<stages - 2>();
+    publish_to_products();
+    list_row(item + stages - 1, next_row);
+    named_barrier(2, kHelpers);  // the chunk is here
+    if (__shfl_sync(0xffffffffu, tiles.rows(item)[kChunk], 0) != 0) {
+#pragma unroll 1
+      for (int n0 = 0; n0 < kChunk; n0 += 32) {  // in halves for the sake of registers
+        Accumulator<1, 4> product;
+        warpgroup_fence();
+        multiply_rows(product, tiles.query(item), 0, typename Tiles::Keys{tiles.key(item).base + n0 * 64});
+        warpgroup_commit();
+        warpgroup_wait<0>();
+        settle(product);
+        store_scores(product, tiles.scores(item), n0, tiles.cumulative(item), tiles.step(item));
+      }
+      publish_to_products();
+    }
+    named_barrier(1, Tiles::threads);  // for those who walk; they have read the last chunk
+    load(item + stages - 1);
+    next_row = find_row(item + stages);
+  }
+  wait_copies<0>();
+}
 
+// A block walks over the chunks of a segment of one output head: O = γ ⊙ (Q S) + M V + D ⊙ V where there are
+// rows, then S ← γ_C S + Kᵀ (ρ Δ ⊙ V). A warpgroup holds 64 columns of S as rows of Sᵀ: its accumulator is,
+// rounded, the left operand of Sᵀ Qᵀ. One more warpgroup prepares chunks, and the two sides meet once a
+// chunk.
+template <int key_dim, int columns, int stages>
+__global__ void __launch_bounds__(ForwardTiles<key_dim, columns, stages>::threads, 1)
+    forward_kernel(const SsdForward p) {
+  using Tiles = ForwardTiles<key_dim, columns, stages>;
+  const Tiles tiles{shared_memory()};
+  const ForwardPlace place(p);
+  const int column0 = static_cast<int>(blockIdx.z) * columns;
+  if (warpgroup() == Tiles::walkers / 128) {
+    if constexpr (Tiles::walkers == 256) set_registers<88, false>();
+    return prepare_chunks(p, tiles, place, column0);
+  }
+  if constexpr (Tiles::walkers == 256) set_registers<208, true>();
+
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, t = lane % 4;
+  const int group = warpgroup(), m0 = 16 * warp_of_group();
   const int column = column0 + group * 64 + m0;  // of the value, the warp's first
-  const int value_dim = static_cast<int>(shape.value_dim);
+  const int value_dim = static_cast<int>(p.shape.value_dim);
   Accumulator<1, key_dim / 8> state;
   state.clear();
   if (p.first_state != nullptr) {
-    const float* from = p.first_state + (stream * p.segments + segment) * key_dim * value_dim + column;
+    const float* from =
+        p.first_state + (place.stream * p.segments + place.segment) * key_dim * value_dim + column;
     state.for_pairs([&](int row, int key, float& first, float& second) {
       first = from[key * value_dim + row], second = from[(key + 1) * value_dim + row];
     });
   }
-  const float skip = p.skip != nullptr ? p.skip[output_head] : 0.0f;
+  const float skip = p.skip != nullptr ? p.skip[place.output_head] : 0.0f;
+  bf16* const outputs = const_cast<bf16*>(packed_row(p.output, 0, place.output_head)) + column + 8 * (t % 2);
 
-  // A warpgroup makes every other 32 columns of the scores.
-  Accumulator<1, 4> product;
-  const auto multiply_scores = [&](int item, int n0) {
-    warpgroup_fence();
-    multiply_rows(product, tiles.query(item), 0, typename Tiles::Keys{tiles.key(item).base + n0 * 64});
-    warpgroup_commit();
-  };
-  const auto finish_scores = [&](int item, int n0) {
-    warpgroup_wait<0>();
-    settle(product);
-    if (present & 1) store_scores(product, tiles.scores(), m0, n0, tiles.cumulative(item), tiles.step(item));
-  };
-  const auto factor_of = [&](int item) {  // γ_C
-    const int64_t chunk = static_cast<int64_t>(stream) * chunks + begin + item;
-    return item < items ? p.decay.gamma[(chunk + 1) * kChunk - 1] : 0.0f;
-  };
+  const float* const factors =
+      p.decay.gamma + (place.stream * p.shape.chunks + place.begin) * kChunk + kChunk - 1;
+  const auto factor_of = [&](int item) { return item < place.items ? factors[item * kChunk] : 0.0f; };  // γ_C
   float factor = factor_of(0);
-  for (int item = 0; item < items; ++item) {
+#pragma unroll 1
+  for (int item = 0; item < place.items; ++item) {
     uint32_t s[key_dim / 16][4];
     as_operand(s, state);
     state.for_pairs([&](int, int, float& first, float& second) { first *= factor, second *= factor; });
-    wait_copies<stages - 2>();
-    publish_to_products();
-    if (thread < kChunk) tiles.rows(item + stages - 1)[thread] = next_row;
-    __syncthreads();  // the chunk is here, and the last one is read
-    multiply_scores(item, 32 * group);
+    named_barrier(1, Tiles::threads);  // the chunk and its scores are here
 
-    present |= static_cast<unsigned>(next_has) << (stages - 1);
-    load(item + stages - 1, next_has);
-    next_row = find_row(item + stages);
-    next_has = has_rows(item + stages);
-    factor = factor_of(item + 1);
-    const float* const gamma = tiles.gamma(item);
     uint32_t v[kChunk / 16][4];
     const Tile<64> values = tiles.value(item).panel(group * 64);
 #pragma unroll
     for (int k = 0; k < kChunk / 16; ++k) load_a<Layout::transposed>(v[k], values, m0, 16 * k);
-    finish_scores(item, 32 * group);
-    if constexpr (Tiles::groups == 1) {
-      multiply_scores(item, 32);
-      finish_scores(item, 32);
-    }
-    publish_to_products();
-    __syncthreads();
-
     Accumulator<1, kChunk / 8> from_state, from_chunk;  // of Oᵀ; of whatever lies there where no row is
     warpgroup_fence();
     multiply_rows(from_state, s, tiles.query(item));
-    multiply_rows(from_chunk, v, tiles.scores());
+    multiply_rows(from_chunk, v, tiles.scores(item));
     warpgroup_commit();
-    warpgroup_wait<0>();
-    settle(from_state);
-    settle(from_chunk);
-
+    const float* const gamma = tiles.gamma(item);
+    factor = factor_of(item + 1);
     uint32_t weighted[kChunk / 16][4];
     const float* const weights = tiles.weight(item) + 2 * t;
 #pragma unroll
@@ -251,11 +275,14 @@ __global__ void __launch_bounds__(2 * columns, 1) forward_kernel(const SsdForwar
       for (int e = 0; e < 4; ++e) weighted[k][e] = v[k][e];
       scale_a(weighted[k], weight);
     }
+    warpgroup_wait<0>();
+    settle(from_state);
+    settle(from_chunk);
     warpgroup_fence();
     multiply_columns(state, weighted, tiles.key(item));
     warpgroup_commit();
-    if (present & 1) {
-      const int32_t* const rows = tiles.rows(item);
+    const int32_t* const rows = tiles.rows(item);
+    if (rows[kChunk] != 0) {
 #pragma unroll
       for (int k = 0; k < kChunk / 16; ++k) {
         uint32_t pairs[4];  // 8 tokens by 8 values each
@@ -273,18 +300,15 @@ __global__ void __launch_bounds__(2 * columns, 1) forward_kernel(const SsdForwar
         trade_pairs(pairs);  // this lane's is now matrix t
         const int row = rows[16 * k + 8 * (t / 2) + lane / 4];
         if (row >= 0) {
-          bf16* to = const_cast<bf16*>(packed_row(p.output, row, output_head)) + column + 8 * (t % 2);
-          *reinterpret_cast<uint4*>(to) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+          *reinterpret_cast<uint4*>(outputs + row * p.output.time) = {pairs[0], pairs[1], pairs[2], pairs[3]};
         }
       }
     }
-    present >>= 1;
     warpgroup_wait<0>();
     settle(state);
   }
-  wait_copies<0>();
-  if (segment == p.segments - 1 && output_head % readers == 0) {
-    float* to = p.last_state + static_cast<int64_t>(stream) * key_dim * value_dim + column;
+  if (place.segment == p.segments - 1 && place.is_first_reader) {
+    float* to = p.last_state + static_cast<int64_t>(place.stream) * key_dim * value_dim + column;
     state.for_pairs([&](int row, int key, float& first, float& second) {
       to[key * value_dim + row] = first, to[(key + 1) * value_dim + row] = second;
     });
