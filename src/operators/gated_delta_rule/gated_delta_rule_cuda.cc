@@ -152,10 +152,18 @@ struct Call {
     a.d_segment_states = data<float>(d_segment_states);
   }
 
-  // What both directions need of the chunks. Backward takes up the inverses that forward kept.
-  void prepare(const at::Tensor& kept_inverse, bool keep) {
+  void prepare() {
     constexpr int64_t chunk = cuda::gated_delta_chunk;
-    inverse = kept_inverse.defined() || !keep ? kept_inverse : per_block(chunk, chunk);
+    inverse = per_block(chunk, chunk);
+    gates = per_block(2, chunk, at::kFloat);
+    arguments.inverse = data<void>(inverse);
+    arguments.gates = data<float>(gates);
+    cuda::gated_delta_prepare(arguments, stream);
+  }
+  // Backward takes up the inverses that forward kept.
+  void prepare_again(const at::Tensor& kept_inverse) {
+    constexpr int64_t chunk = cuda::gated_delta_chunk;
+    inverse = kept_inverse;
     gates = per_block(2, chunk, at::kFloat);
     transfer = per_block(chunk, shape.key_dim);
     weights = per_block(chunk * (shape.output_heads / shape.state_heads), chunk);
@@ -164,8 +172,7 @@ struct Call {
     a.gates = data<float>(gates);
     a.transfer = data<void>(transfer);
     a.weights = data<void>(weights);
-    kept_inverse.defined() ? cuda::gated_delta_prepare_again(a, stream)
-                           : cuda::gated_delta_prepare(a, stream);
+    cuda::gated_delta_prepare_again(a, stream);
   }
 };
 
@@ -181,7 +188,7 @@ variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shap
   if (!differentiate && shape.time < fewest_chunk_tokens) {
     cuda::gated_delta_steps(call.arguments, call.value.scalar_type() == at::kFloat, call.stream);
   } else {
-    call.prepare(at::Tensor(), differentiate);
+    call.prepare();
     const int forced = forced_segments;
     call.split(forced > 0 ? forced : cuda::gated_delta_segments(call.arguments, differentiate),
                differentiate);
@@ -216,7 +223,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
                          cuda::gated_delta_chunk};
     const cpu::MixerShape shape = expect_mixer_tensors(t);
     Call call(t, shape, context->saved_data["scale"].toDouble());
-    call.prepare(v[7], true);
+    call.prepare_again(v[7]);
     call.take_up_split(v[8], v[9]);
 
     HeadGradient query(v[0], 1, shape.output_heads), key(v[1], 2, shape.state_heads);

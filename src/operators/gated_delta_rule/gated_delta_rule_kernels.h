@@ -51,7 +51,7 @@ struct GatedDeltaArguments {
   bool wants_last_transfer;  // of every stream: only backward reads it
 
   // bf16 [blocks, 64, 64]: C, strictly lower, where A = (I + L)⁻¹ = I + β ⊙ C: rounded below the diagonal
-  // and, transposed above it, what the rounding took. Null: not wanted.
+  // and, transposed above it, what the rounding took.
   void* inverse;
   float* gates;    // [blocks, 2, 64]: G · log₂e, β
   void* transfer;  // bf16 [blocks, 64, key_dim]: E = Aᵀ (ρ ⊙ K)
@@ -79,14 +79,14 @@ int gated_delta_segments(const GatedDeltaArguments& arguments, bool differentiat
 // (227 KiB a block: compute capability 9.0 and its successors).
 bool gated_delta_fits();
 
-// query, key, log_decay, beta, rows → gates, inverse (where not null), transfer, weights.
+// key, log_decay, beta → gates, inverse.
 void gated_delta_prepare(const GatedDeltaArguments& arguments, void* stream);
-// The same with the inverse given: query, key, log_decay, beta, rows, inverse → gates, transfer, weights.
+// For backward: query, key, log_decay, beta, rows, inverse → gates, transfer, weights.
 void gated_delta_prepare_again(const GatedDeltaArguments& arguments, void* stream);
-// For segments > 1: key, value, gates, transfer, initial_state → segment_states, segment_transfers (the first
+// For segments > 1: key, value, gates, inverse, initial_state → segment_states, segment_transfers (the first
 // only where there is an initial state).
 void gated_delta_split(const GatedDeltaArguments& arguments, void* stream);
-// query, key, value, gates, transfer, weights, rows, initial_state (segment_states) → output, final_state.
+// query, key, value, gates, inverse, rows, initial_state (segment_states) → output, final_state.
 // Serial over the chunks of a segment.
 void gated_delta_outputs(const GatedDeltaArguments& arguments, void* stream);
 

@@ -1,12 +1,12 @@
-// Outputs and the final state, serial over chunks: O = scale · γ ⊙ (Q S) + (scale · P A) (β ⊙ W) for the
-// chunks with rows. A step is one reader (output head) of one chunk.
+// Outputs and the final state, serial over chunks: O = scale · (γ ⊙ (Q S) + P U) for the chunks with rows. A
+// step is one reader (output head) of one chunk.
 #include "operators/gated_delta_rule/gated_delta_rule_walk.h"
 
 namespace oryx::cuda {
 namespace {
 
 template <int key_dim, int width>
-using Memory = PassMemory<key_dim, width, true>;
+using Memory = WalkMemory<key_dim, width, true>;
 
 template <int key_dim, int width>
 __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
@@ -21,22 +21,25 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   if (is_loader<Memory>()) {
     begin_loads<Memory>();
     const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
-    return load_steps<Memory>(
+    return prepare_steps<Memory>(
         steps, [&](int step) { loads.load_table(memory.rows(step), segment.first + of.chunk(step)); },
         [&](int step) {
           const auto stage = memory.stage(step);
           const int32_t* rows = memory.rows(step);
           const int reader = of.reader(step), chunk = segment.first + of.chunk(step);
-          if (reader == 0) {
-            loads.load_keys(stage.key, chunk);
-            loads.load_values(stage.slice, chunk);
-          }
+          loads.load_keys(stage.key, chunk);
           loads.load_gates(stage.gates, chunk);
-          if (rows[kChunk] > 0) {
-            loads.load_queries(stage.query, reader, rows);
-            loads.load_weights(stage.square, chunk, reader);
+          if (reader == 0) {
+            loads.load_values(stage.slice, chunk);
+            loads.load_inverse(stage.inverse, chunk);
           }
-          if (reader == readers - 1) loads.load_transfer(stage.transfer, chunk);
+          if (rows[kChunk] > 0) loads.load_queries(stage.query, reader, rows);
+        },
+        [&](int step) {
+          const auto stage = memory.stage(step);
+          make_factors(stage.gates);
+          if (same_in_warp(memory.rows(step)[kChunk] > 0))
+            make_scores(memory.scores(step), stage.query, stage.key, stage.gates, p.scale);
         });
   }
   begin_walk<Memory>();
@@ -44,46 +47,47 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   state.read(segment.start(p), part_column, p.value_dim);
   const int first_head = static_cast<int>(segment.stream % p.state_heads) * readers;
   typename StateRows<key_dim>::Operand rounded;
-  uint32_t weighted[4][4];
+  uint32_t added[4][4];  // Uᵀ
   walk_steps<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
     const int32_t* rows = memory.rows(step);
-    const Gates gates(stage.gates);
+    const StepGates gates(stage.gates);
     const int reader = of.reader(step);
+    Accumulator<1, 8> output;  // Oᵀ; of whatever lies there where the chunk has no rows
     if (reader == 0) {
       as_operand(rounded, state.values);
+      state.scale(gates.total());
       Accumulator<1, 8> residual;
       begin_products([&] { multiply_rows(residual, rounded, stage.key); });
-      finish_products<0>(residual);
+      begin_products([&] { multiply_rows(output, rounded, stage.query); });
+      finish_products<1>(residual);
+      uint32_t weighted[4][4];
       find_residual(residual, weighted, state.column0(), stage.slice, gates);
+      find_surprises(residual, weighted, stage.inverse);
+      weigh_tokens(added, residual, gates.beta);
+    } else {
+      begin_products([&] { multiply_rows(output, rounded, stage.query); });
     }
-    if (same_in_warp(rows[kChunk] > 0)) {
-      Accumulator<1, 8> output, mixed;  // (Q S)ᵀ, (M (β ⊙ W))ᵀ
-      begin_products([&] {
-        multiply_rows(output, rounded, stage.query);
-        multiply_rows(mixed, weighted, stage.square);
-      });
-      finish_products<0>(output);
-      settle(mixed);
+    uint32_t carried[4][4];  // (ρ ⊙ U)ᵀ, for the chunk's last reader
+    weigh_tokens(carried, added, gates.rho, reader == readers - 1 ? 1.0f : 0.0f);
+    finish_products<0>(output);
+    scale_by_token(output, gates.gamma, p.scale);
+    begin_products([&] { add_rows(output, added, memory.scores(step)); });
+    begin_products([&] { multiply_columns(state.values, carried, stage.key); });
+    finish_products<1>(output);
+    if (rows[kChunk] > 0) {
       bf16* to = packed_row(p.output, 0, first_head + reader) + part_column + state.column0();
-      const int t = static_cast<int>(threadIdx.x) % 4;
       write_by_token(
           [&](int tile, int below) {
-            const int i = 8 * tile + 2 * t;
-            const float *read = output.value[0][tile] + 2 * below, *own = mixed.value[0][tile] + 2 * below;
-            return pack(p.scale * gates.gamma(i) * read[0] + own[0],
-                        p.scale * gates.gamma(i + 1) * read[1] + own[1]);
+            const float* pair = output.value[0][tile] + 2 * below;
+            return pack(pair[0], pair[1]);
           },
           [&](int token) {
             const int packed = rows[token];
             return packed < 0 ? nullptr : to + packed * p.output.time;
           });
     }
-    if (reader == readers - 1) {
-      state.scale(gates.total());
-      begin_products([&] { multiply_columns(state.values, weighted, stage.transfer); });
-      finish_products<0>(state.values);
-    }
+    finish_products<0>(state.values);
   });
   if (p.final_state != nullptr && segment.index == p.segments - 1)
     state.write(p.final_state + segment.stream_at(p) + part_column, p.value_dim);

@@ -1,5 +1,5 @@
-// What a chunk needs before its state is known, one block of threads per chunk: C with A = I + β ⊙ C, the
-// transfer E = Aᵀ (ρ ⊙ K) and the weights P A of outputs.
+// What a chunk needs before its state is known, one block of threads per chunk: C with A = I + β ⊙ C and, for
+// backward, the transfer E = Aᵀ (ρ ⊙ K) and the weights P A of outputs.
 #include <cmath>
 
 #include "operators/gated_delta_rule/gated_delta_rule_device.h"
@@ -199,13 +199,13 @@ struct PrepareMemory {
   Tile<64> inverse{nullptr};  // in the square's place
 
   static constexpr size_t bytes(bool solves) {
-    return 2 * Keys::bytes + 2 * kGates * sizeof(float) +
+    return (solves ? 1 : 2) * Keys::bytes + 2 * kGates * sizeof(float) +
            (solves ? kChunk * kPitch * sizeof(float) : Tile<64>::bytes(kChunk));
   }
-  __device__ explicit PrepareMemory(char* shared) {
+  __device__ PrepareMemory(char* shared, bool with_query) {
     key.base = reinterpret_cast<bf16*>(shared);
     query.base = key.base + kChunk * key_dim;
-    gates = reinterpret_cast<float*>(shared + 2 * Keys::bytes);
+    gates = reinterpret_cast<float*>(shared + (with_query ? 2 : 1) * Keys::bytes);
     square = gates + 2 * kGates;
     inverse.base = reinterpret_cast<bf16*>(square);
   }
@@ -354,20 +354,39 @@ __device__ void write_weights(const PrepareMemory<key_dim>& memory, float scale,
   write_rows(weights, [&](int i) { return out + (m0 + i) * kChunk; });
 }
 
-template <int key_dim, bool solves>
-__global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const ChunkArguments p) {
-  const Block block = p.block(/*from_last=*/solves);
-  const PrepareMemory<key_dim> memory(shared_memory());
+template <int key_dim>
+__global__ void __launch_bounds__(kThreads, 5) prepare_kernel(const ChunkArguments p) {
+  const Block block = p.block(/*from_last=*/true);
+  const PrepareMemory<key_dim> memory(shared_memory(), /*with_query=*/false);
+  const int thread = static_cast<int>(threadIdx.x);
+  const GatesOfLane gates(p, block);
+  load_rows<kThreads>(memory.key, p.key_rows(block), p.key.time, block.valid);
+  commit_copies();
+  if (thread < 32) write_gates(p, block, gates, memory.gates);
+  wait_copies<0>();
+  publish_to_products();
+  __syncthreads();
+  solve(memory);
+  auto* inverse = reinterpret_cast<uint4*>(static_cast<bf16*>(p.inverse) + block.index * kChunk * kChunk);
+#pragma unroll
+  for (int i = thread; i < kChunk * kChunk / 8; i += kThreads)
+    inverse[i] = *reinterpret_cast<const uint4*>(memory.inverse.unit(i / 8, i % 8 * 8));
+}
+
+template <int key_dim>
+__global__ void __launch_bounds__(kThreads, 4) prepare_again_kernel(const ChunkArguments p) {
+  const Block block = p.block(/*from_last=*/false);
+  const PrepareMemory<key_dim> memory(shared_memory(), /*with_query=*/true);
   const int thread = static_cast<int>(threadIdx.x);
   const int32_t* rows = block.row_table(p);
-  bf16* inverse = static_cast<bf16*>(p.inverse) + block.index * kChunk * kChunk;
+  const bf16* inverse = static_cast<const bf16*>(p.inverse) + block.index * kChunk * kChunk;
 
   using Rows = RowsOfThread<kThreads, key_dim>;
   const int readers = rows[kChunk] > 0 ? p.readers : 0;
   const GatesOfLane gates(p, block);
   const Rows first_rows(rows);
   load_rows<kThreads>(memory.key, p.key_rows(block), p.key.time, block.valid);
-  if (!solves) load_whole<kThreads>(Panels<kChunk, kChunk>{memory.inverse.base}, inverse);
+  load_whole<kThreads>(Panels<kChunk, kChunk>{memory.inverse.base}, inverse);
   commit_copies();
   const auto load_query = [&](int reader, const Rows& rows_of_query) {
     rows_of_query.copy(memory.query, p.query, p.query_head(block.head * p.readers + reader));
@@ -378,15 +397,6 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const ChunkArgumen
   readers > 0 ? wait_copies<1>() : wait_copies<0>();
   publish_to_products();
   __syncthreads();
-  if constexpr (solves) {
-    solve(memory);
-    if (p.inverse != nullptr) {
-#pragma unroll
-      for (int i = thread; i < kChunk * kChunk / 8; i += kThreads)
-        reinterpret_cast<uint4*>(inverse)[i] =
-            *reinterpret_cast<const uint4*>(memory.inverse.unit(i / 8, i % 8 * 8));
-    }
-  }
   write_transfer(memory, static_cast<bf16*>(p.transfer) + block.index * kChunk * key_dim);
   for (int reader = 0; reader < readers; ++reader) {
     if (reader > 0) {
@@ -401,21 +411,23 @@ __global__ void __launch_bounds__(kThreads, 4) prepare_kernel(const ChunkArgumen
   }
 }
 
-template <bool solves>
-void prepare(const GatedDeltaArguments& p, void* stream) {
-  const dim3 grid(static_cast<unsigned>(blocks_of(p)));
-  if (p.key_dim == 128) {
-    launch<prepare_kernel<128, solves>>(grid, kThreads, PrepareMemory<128>::bytes(solves), stream,
-                                        ChunkArguments(p));
-  } else {
-    launch<prepare_kernel<64, solves>>(grid, kThreads, PrepareMemory<64>::bytes(solves), stream,
-                                       ChunkArguments(p));
-  }
-}
-
 }  // namespace
 
-void gated_delta_prepare(const GatedDeltaArguments& p, void* stream) { prepare<true>(p, stream); }
-void gated_delta_prepare_again(const GatedDeltaArguments& p, void* stream) { prepare<false>(p, stream); }
+void gated_delta_prepare(const GatedDeltaArguments& p, void* stream) {
+  const auto grid = static_cast<unsigned>(blocks_of(p));
+  const auto run = [&]<int key_dim>() {
+    launch<prepare_kernel<key_dim>>(dim3(grid), kThreads, PrepareMemory<key_dim>::bytes(true), stream,
+                                    ChunkArguments(p));
+  };
+  p.key_dim == 128 ? run.template operator()<128>() : run.template operator()<64>();
+}
+void gated_delta_prepare_again(const GatedDeltaArguments& p, void* stream) {
+  const auto grid = static_cast<unsigned>(blocks_of(p));
+  const auto run = [&]<int key_dim>() {
+    launch<prepare_again_kernel<key_dim>>(dim3(grid), kThreads, PrepareMemory<key_dim>::bytes(false), stream,
+                                          ChunkArguments(p));
+  };
+  p.key_dim == 128 ? run.template operator()<128>() : run.template operator()<64>();
+}
 
 }  // namespace oryx::cuda

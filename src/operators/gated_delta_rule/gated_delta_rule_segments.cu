@@ -8,7 +8,7 @@ namespace oryx::cuda {
 namespace {
 
 template <int key_dim, int width>
-using Memory = PassMemory<key_dim, width, false>;
+using Memory = WalkMemory<key_dim, width, false>;
 
 // N is the state after the segment if it begins with 0, T the same if it begins with I and all values are 0:
 // so the columns of T are walked with like more columns of N.
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   if (is_loader<Memory>()) {
     begin_loads<Memory>();
     const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
-    return load_steps<Memory>(
+    return prepare_steps<Memory>(
         segment.chunks, [](int) {},
         [&](int step) {
           const auto stage = memory.stage(step);
@@ -37,8 +37,9 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
           loads.load_keys(stage.key, chunk);
           if (!is_transfer) loads.load_values(stage.slice, chunk);
           loads.load_gates(stage.gates, chunk);
-          loads.load_transfer(stage.transfer, chunk);
-        });
+          loads.load_inverse(stage.inverse, chunk);
+        },
+        [&](int step) { make_factors(memory.stage(step).gates); });
   }
   begin_walk<Memory>();
   StateRows<key_dim> state;
@@ -49,17 +50,20 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   });
   walk_steps<Memory>(segment.chunks, [&](int step) {
     const auto stage = memory.stage(step);
-    const Gates gates(stage.gates);
+    const StepGates gates(stage.gates);
     typename StateRows<key_dim>::Operand rounded;
     as_operand(rounded, state.values);
     state.scale(gates.total());
     Accumulator<1, 8> residual;
     begin_products([&] { multiply_rows(residual, rounded, stage.key); });
     finish_products<0>(residual);
-    uint32_t weighted[4][4];
+    uint32_t weighted[4][4], added[4][4], carried[4][4];
     is_transfer ? find_residual<false>(residual, weighted, state.column0(), stage.slice, gates)
                 : find_residual<true>(residual, weighted, state.column0(), stage.slice, gates);
-    begin_products([&] { multiply_columns(state.values, weighted, stage.transfer); });
+    find_surprises(residual, weighted, stage.inverse);
+    weigh_tokens(added, residual, gates.beta);
+    weigh_tokens(carried, added, gates.rho);
+    begin_products([&] { multiply_columns(state.values, carried, stage.key); });
     finish_products<0>(state.values);
   });
   const int64_t at = segment.stream * p.segments + segment.index;
@@ -171,7 +175,7 @@ __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(c
 struct Step {
   double microseconds, bytes;
 };
-constexpr Step kOutputs{2.4, 90e3}, kSplit{1.4, 40e3}, kBackward{2.6, 120e3}, kSplitGradients{2.0, 74e3};
+constexpr Step kOutputs{2.4, 74e3}, kSplit{1.8, 34e3}, kBackward{2.6, 120e3}, kSplitGradients{2.0, 74e3};
 constexpr double kBytesPerMicrosecond = 4e6, kJoin = 2.0, kLaunches = 10.0;
 
 }  // namespace

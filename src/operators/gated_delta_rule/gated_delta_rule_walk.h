@@ -2,9 +2,154 @@
 // recurrence over chunks.
 #pragma once
 
+#include <cmath>
+
 #include "operators/gated_delta_rule/gated_delta_rule_passes.h"
 
 namespace oryx::cuda {
+
+// As multiply_rows() of a product with A in registers, added to `sum`.
+template <int depth, int column_tiles, int rows, int columns>
+__device__ inline void add_rows(Accumulator<1, column_tiles>& sum, const uint32_t (&a)[depth][4],
+                                Panels<rows, columns> b) {
+  static_assert(columns == 16 * depth && 8 * column_tiles <= rows);
+  if (has_warpgroup_products) {
+    const uint64_t first = operand_descriptor(b.base, 16, 1024);
+#pragma unroll
+    for (int k = 0; k < depth; ++k)
+      wgmma_registers<false>(sum.value[0], a[k], first + (k % 4 * 32 + k / 4 * b.panel_bytes) / 16, true);
+    return;
+  }
+  Accumulator<1, column_tiles> product;
+  multiply_rows(product, a, b);
+#pragma unroll
+  for (int j = 0; j < column_tiles; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum.value[0][j][e] += product.value[0][j][e];
+}
+
+// gates of a step in shared memory: as they are loaded, and what make_factors() adds.
+struct StepGates {
+  const float *log_gamma, *beta, *gamma, *rho;
+
+  __device__ explicit StepGates(const float* base)
+      : log_gamma(base), beta(base + kChunk), gamma(base + 2 * kChunk), rho(base + 3 * kChunk) {}
+  __device__ float total() const { return gamma[kChunk - 1]; }
+};
+// By the loaders: γ and ρ.
+__device__ inline void make_factors(float* gates) {
+  const int thread = static_cast<int>(threadIdx.x) % kLoaders, i = thread % kChunk;
+  gates[kGates + thread] = exp2_fast(thread < kChunk ? gates[i] : gates[kChunk - 1] - gates[i]);
+}
+// By the loaders: scale · P of a reader.
+template <int key_dim>
+__device__ inline void make_scores(Panels<kChunk, kChunk> scores, Panels<kChunk, key_dim> query,
+                                   Panels<kChunk, key_dim> key, const float* log_gamma, float scale) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, m0 = 16 * warp_of_group(), row = m0 + lane / 4;
+  const float of_row[2] = {log_gamma[row], log_gamma[row + 8]};
+#pragma unroll 1
+  for (int n0 = 0; n0 < kChunk; n0 += 32) {  // in halves for the sake of registers
+    Accumulator<1, 4> product;
+    begin_products([&] { multiply_rows(product, query, 0, Panels<kChunk, key_dim>{key.base + n0 * 64}); });
+    warpgroup_wait<0>();
+    settle(product);
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+      const int j = n0 + 8 * tile + 2 * (lane % 4);
+      const float2 of_column = *reinterpret_cast<const float2*>(log_gamma + j);
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        const int i = row + 8 * below;
+        const float first = exp2_fast(i >= j ? of_row[below] - of_column.x : -INFINITY),
+                    second = exp2_fast(i > j ? of_row[below] - of_column.y : -INFINITY);
+        scores.store2(i, j, scale * first * product.value[0][tile][2 * below],
+                      scale * second * product.value[0][tile][2 * below + 1]);
+      }
+    }
+  }
+}
+
+// Makes of (K S)ᵀ, in the warp's columns, Wᵀ (for a V that is 0 where it has none), and β ⊙ W rounded as
+// operand A, 16 columns by tokens 16 k …
+template <bool has_value = true, int width>
+__device__ inline void find_residual(Accumulator<1, 8>& residual, uint32_t (&weighted)[4][4], int column0,
+                                     Panels<kChunk, width> value, const StepGates& gates) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    uint32_t values[4] = {};
+    if (has_value) load_a<Layout::transposed>(values, value.panel(column0), column0 % 64, 16 * k);
+#pragma unroll
+    for (int tile = 0; tile < 2; ++tile) {
+      const int i = 16 * k + 8 * tile + 2 * t;
+      const float2 gamma = *reinterpret_cast<const float2*>(gates.gamma + i),
+                   beta = *reinterpret_cast<const float2*>(gates.beta + i);
+#pragma unroll
+      for (int below = 0; below < 2; ++below) {
+        float &first = residual.value[0][2 * k + tile][2 * below],
+              &second = residual.value[0][2 * k + tile][2 * below + 1];
+        const float2 v = unpack(values[2 * tile + below]);
+        first = v.x - gamma.x * first, second = v.y - gamma.y * second;
+        weighted[k][2 * tile + below] = pack(beta.x * first, beta.y * second);
+      }
+    }
+  }
+}
+// Makes of Wᵀ, with β ⊙ W, Nᵀ = (W + C (β ⊙ W))ᵀ.
+__device__ inline void find_surprises(Accumulator<1, 8>& residual, const uint32_t (&weighted)[4][4],
+                                      Panels<kChunk, kChunk> inverse) {
+  const FragmentsB<Layout::plain, 64> fragments(inverse.panel(0));
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j <= i; ++j) {
+      uint32_t b[4];
+      load_inverse_transposed_b(b, fragments, i, j);
+      multiply_add(residual.value[0][2 * i], weighted[j], b[0], b[1]);
+      multiply_add(residual.value[0][2 * i + 1], weighted[j], b[2], b[3]);
+    }
+}
+// x ⊙ factor_of_all · `factors` of the tokens, of columns by tokens.
+__device__ inline void scale_by_token(Accumulator<1, 8>& x, const float* factors, float factor_of_all) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int tile = 0; tile < 8; ++tile) {
+    const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * tile + 2 * t);
+    const float first = factor_of_all * factor.x, second = factor_of_all * factor.y;
+#pragma unroll
+    for (int below = 0; below < 2; ++below)
+      x.value[0][tile][2 * below] *= first, x.value[0][tile][2 * below + 1] *= second;
+  }
+}
+// `factors` of the tokens ⊙ x rounded, of columns by tokens.
+__device__ inline void weigh_tokens(uint32_t (&weighed)[4][4], const Accumulator<1, 8>& x,
+                                    const float* factors) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int tile = 0; tile < 8; ++tile) {
+    const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * tile + 2 * t);
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      weighed[tile / 2][tile % 2 * 2 + below] =
+          pack(factor.x * x.value[0][tile][2 * below], factor.y * x.value[0][tile][2 * below + 1]);
+    }
+  }
+}
+// The same of an operand A.
+__device__ inline void weigh_tokens(uint32_t (&weighed)[4][4], const uint32_t (&x)[4][4],
+                                    const float* factors, float factor_of_all = 1.0f) {
+  const int t = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int tile = 0; tile < 8; ++tile) {
+    const float2 factor = *reinterpret_cast<const float2*>(factors + 8 * tile + 2 * t);
+    const float first = factor_of_all * factor.x, second = factor_of_all * factor.y;
+#pragma unroll
+    for (int below = 0; below < 2; ++below) {
+      const float2 pair = unpack(x[tile / 2][tile % 2 * 2 + below]);
+      weighed[tile / 2][tile % 2 * 2 + below] = pack(first * pair.x, second * pair.y);
+    }
+  }
+}
 
 // Makes of (K S)ᵀ, in the warp's columns, Wᵀ (for a V that is 0 where it has none), and β ⊙ W rounded as
 // operand A, 16 columns by tokens 16 k …
