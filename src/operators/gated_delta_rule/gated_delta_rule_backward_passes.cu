@@ -5,7 +5,7 @@
 namespace oryx::cuda {
 namespace {
 
-// Leaves S before every chunk and N = W + C (β ⊙ W), of which β ⊙ N are the rows that the chunk adds.
+// Leaves S before every chunk and N, of which U = β ⊙ N are the rows that the chunk adds.
 template <int key_dim, int width>
 __device__ void walk_states(const GatedDeltaArguments& p, int index) {
   using Memory = PassMemory<key_dim, width, false>;
@@ -24,9 +24,9 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
           loads.load_keys(stage.key, chunk);
           loads.load_values(stage.slice, chunk);
           loads.load_gates(stage.gates, chunk);
-          loads.load_inverse(stage.square, chunk);
-          loads.load_transfer(stage.transfer, chunk);
-        });
+          loads.load_inverse(stage.inverse, chunk);
+        },
+        [&](int step) { make_factors(memory.stage(step).gates); });
   }
   begin_walk<Memory>();
   StateRows<key_dim> state;
@@ -35,7 +35,7 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
     const auto stage = memory.stage(step);
     const int64_t first_row =
         (segment.stream * p.chunks + segment.first + step) * p.value_dim + part_column + state.column0();
-    const Gates gates(stage.gates);
+    const StepGates gates(stage.gates);
     typename StateRows<key_dim>::Operand rounded;
     as_operand(rounded, state.values);
     state.scale(gates.total());
@@ -43,46 +43,21 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
     begin_products([&] { multiply_rows(residual, rounded, stage.key); });
     state.write_rounded(rounded, static_cast<bf16*>(p.states) + first_row * key_dim);
     finish_products<0>(residual);
-    uint32_t weighted[4][4];
+    uint32_t weighted[4][4], added[4][4], carried[4][4];
     find_residual(residual, weighted, state.column0(), stage.slice, gates);
-    begin_products([&] { multiply_columns(state.values, weighted, stage.transfer); });
-    const FragmentsB<Layout::plain, 64> inverse(stage.square.panel(0));
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-#pragma unroll
-      for (int j = 0; j <= i; ++j) {
-        uint32_t b[4];
-        load_inverse_transposed_b(b, inverse, i, j);
-        multiply_add(residual.value[0][2 * i], weighted[j], b[0], b[1]);
-        multiply_add(residual.value[0][2 * i + 1], weighted[j], b[2], b[3]);
-      }
+    find_surprises(residual, weighted, stage.inverse);
+    weigh_tokens(added, residual, gates.beta);
+    weigh_tokens(carried, added, gates.rho);
+    begin_products([&] { multiply_columns(state.values, carried, stage.key); });
     bf16* surprises = static_cast<bf16*>(p.surprises) + first_row * kChunk;
     write_rows(residual, [&](int row) { return surprises + row * kChunk; });
     finish_products<0>(state.values);
   });
 }
 
-// γ · factor ⊙ x of an operand A, columns by tokens.
-__device__ inline void scale_tokens(uint32_t (&scaled)[4][4], const uint32_t (&x)[4][4], const Gates& gates,
-                                    float factor) {
-  const int t = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int k = 0; k < 4; ++k)
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const int i = 16 * k + 8 * tile + 2 * t;
-      const float gamma0 = factor * gates.gamma(i), gamma1 = factor * gates.gamma(i + 1);
-#pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        const float2 pair = unpack(x[k][2 * tile + below]);
-        scaled[k][2 * tile + below] = pack(gamma0 * pair.x, gamma1 * pair.y);
-      }
-    }
-}
-
-// From the last chunk: Y = (P A)ᵀ dO + E dS', dV = β ⊙ Y, dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO). A
-// step is one reader (output head) of one chunk. Where it does not keep, it starts from dS = 0 and leaves
-// only dS before the segment, for what comes before.
+// From the last chunk: dU = (scale · P)ᵀ dO + ρ ⊙ (K dS'), Y = dU + Cᵀ (β ⊙ dU), dV = β ⊙ Y,
+// dS = γ_C dS' − Kᵀ (γ ⊙ dV) + scale · Qᵀ (γ ⊙ dO). A step is one reader (output head) of one chunk. Where it
+// does not keep, it starts from dS = 0 and leaves only dS before the segment, for what comes before.
 template <int key_dim, int width, bool keeps>
 __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
   using Memory = PassMemory<key_dim, width, true>;
@@ -92,6 +67,7 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
   const int part_column = segment.part * width, last = segment.first + segment.chunks - 1;
   const int readers = p.output_heads / p.state_heads, steps = segment.chunks * readers;
   const Steps of{readers};
+  const auto has_rows = [&](int step) { return p.d_output.data != nullptr && memory.rows(step)[kChunk] > 0; };
 
   if (is_loader<Memory>()) {
     begin_loads<Memory>();
@@ -100,74 +76,68 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
         steps, [&](int step) { loads.load_table(memory.rows(step), last - of.chunk(step)); },
         [&](int step) {
           const auto stage = memory.stage(step);
-          const int32_t* rows = memory.rows(step);
           const int reader = of.reader(step), chunk = last - of.chunk(step);
-          if (reader == 0) loads.load_transfer(stage.transfer, chunk);
+          loads.load_keys(stage.key, chunk);
           loads.load_gates(stage.gates, chunk);
-          if (p.d_output.data != nullptr && rows[kChunk] > 0) {
-            loads.load_d_output(stage.slice, reader, rows);
-            loads.load_weights(stage.square, chunk, reader);
-            loads.load_queries(stage.query, reader, rows);
+          if (has_rows(step)) {
+            loads.load_queries(stage.query, reader, memory.rows(step));
+            loads.load_d_output(stage.slice, reader, memory.rows(step));
           }
-          if (reader == readers - 1) loads.load_keys(stage.key, chunk);
+          if (reader == readers - 1) loads.load_inverse(stage.inverse, chunk);
+        },
+        [&](int step) {
+          const auto stage = memory.stage(step);
+          make_factors(stage.gates);
+          if (same_in_warp(has_rows(step)))
+            make_scores(memory.scores(step), stage.query, stage.key, stage.gates, p.scale);
         });
   }
   begin_walk<Memory>();
   StateRows<key_dim> d_state;
   d_state.read(keeps ? segment.d_end(p) : nullptr, part_column, p.value_dim);
-  Accumulator<1, 8> d_surprise;  // Yᵀ
+  Accumulator<1, 8> d_surprise;  // dUᵀ, then Yᵀ
   const Block origin(p, segment.stream, 0);
   bf16* d_values = origin.rows_of(p.d_value, origin.head) + part_column + d_state.column0();
   walk_steps<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
     const int chunk = last - of.chunk(step), reader = of.reader(step);
     const int64_t first_row = (origin.index + chunk) * p.value_dim + part_column + d_state.column0();
-    const Gates gates(stage.gates);
+    const StepGates gates(stage.gates);
     if (reader == 0) {
       typename StateRows<key_dim>::Operand rounded;
       as_operand(rounded, d_state.values);
       d_state.scale(gates.total());
-      begin_products([&] { multiply_rows(d_surprise, rounded, stage.transfer); });
+      begin_products([&] { multiply_rows(d_surprise, rounded, stage.key); });
       if (keeps) d_state.write_rounded(rounded, static_cast<bf16*>(p.d_states) + first_row * key_dim);
       finish_products<0>(d_surprise);
+      scale_by_token(d_surprise, gates.rho, 1.0f);
     }
-    // What the reader adds: (P A)ᵀ dO to Y and scale · Qᵀ (γ ⊙ dO) to dS, both transposed.
+    // What the reader adds: (scale · P)ᵀ dO to dU and scale · Qᵀ (γ ⊙ dO) to dS, both transposed.
     uint32_t d_output[4][4], scaled[4][4];
-    if (same_in_warp(p.d_output.data != nullptr && memory.rows(step)[kChunk] > 0)) {
+    if (same_in_warp(has_rows(step))) {
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
         load_a<Layout::transposed>(d_output[k], stage.slice.panel(d_state.column0()), d_state.column0() % 64,
                                    16 * k);
       }
-      scale_tokens(scaled, d_output, gates, p.scale);
+      weigh_tokens(scaled, d_output, gates.gamma, p.scale);
       begin_products([&] {
-        multiply_columns(d_surprise, d_output, stage.square);
+        multiply_columns(d_surprise, d_output, memory.scores(step));
         multiply_columns(d_state.values, scaled, stage.query);
       });
       finish_products<0>(d_surprise);
       settle(d_state.values);
     }
-    uint32_t d_value[4][4], from_keys[4][4];
+    uint32_t weighted[4][4], d_value[4][4], from_keys[4][4];
     if (reader == readers - 1) {
+      weigh_tokens(weighted, d_surprise, gates.beta);
+      find_d_surprises(d_surprise, weighted, stage.inverse);
+      weigh_tokens(d_value, d_surprise, gates.beta);
+      weigh_tokens(from_keys, d_value, gates.gamma, -1.0f);
+      begin_products([&] { multiply_columns(d_state.values, from_keys, stage.key); });
       if (keeps) {
         bf16* kept = static_cast<bf16*>(p.d_surprises) + first_row * kChunk;
         write_rows(d_surprise, [&](int row) { return kept + row * kChunk; });
-      }
-      const int t = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-      for (int tile = 0; tile < 8; ++tile) {
-        const float2 beta = *reinterpret_cast<const float2*>(gates.beta + 8 * tile + 2 * t);
-#pragma unroll
-        for (int below = 0; below < 2; ++below) {
-          float &first = d_surprise.value[0][tile][2 * below],
-                &second = d_surprise.value[0][tile][2 * below + 1];
-          first *= beta.x, second *= beta.y;
-        }
-      }
-      as_operand(d_value, d_surprise);
-      scale_tokens(from_keys, d_value, gates, -1.0f);
-      begin_products([&] { multiply_columns(d_state.values, from_keys, stage.key); });
-      if (keeps) {
         const int64_t first_token = int64_t{kChunk} * chunk;
         bf16* to = d_values + first_token * p.d_value.time;
         const int64_t valid = p.time - first_token;

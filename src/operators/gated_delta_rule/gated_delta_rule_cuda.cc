@@ -77,7 +77,7 @@ T* data(const at::Tensor& x) {
 struct Call {
   cpu::MixerShape shape;
   at::Tensor query, key, value, log_decay, beta, initial_state, rows;
-  at::Tensor inverse, gates, transfer, weights;
+  at::Tensor inverse, gates;
   at::Tensor segment_states, segment_transfers, d_segment_states;  // where there are segments
   cuda::GatedDeltaArguments arguments{};
   void* stream;
@@ -154,29 +154,18 @@ struct Call {
 
   void prepare() {
     constexpr int64_t chunk = cuda::gated_delta_chunk;
-    inverse = per_block(chunk, chunk);
-    gates = per_block(2, chunk, at::kFloat);
-    arguments.inverse = data<void>(inverse);
-    arguments.gates = data<float>(gates);
+    take_up_prepared(per_block(chunk, chunk), per_block(2, chunk, at::kFloat));
     cuda::gated_delta_prepare(arguments, stream);
   }
-  // Backward takes up the inverses that forward kept.
-  void prepare_again(const at::Tensor& kept_inverse) {
-    constexpr int64_t chunk = cuda::gated_delta_chunk;
-    inverse = kept_inverse;
-    gates = per_block(2, chunk, at::kFloat);
-    transfer = per_block(chunk, shape.key_dim);
-    weights = per_block(chunk * (shape.output_heads / shape.state_heads), chunk);
-    cuda::GatedDeltaArguments& a = arguments;
-    a.inverse = data<void>(inverse);
-    a.gates = data<float>(gates);
-    a.transfer = data<void>(transfer);
-    a.weights = data<void>(weights);
-    cuda::gated_delta_prepare_again(a, stream);
+  // Backward takes up what forward prepared.
+  void take_up_prepared(const at::Tensor& inverse_given, const at::Tensor& gates_given) {
+    inverse = inverse_given, gates = gates_given;
+    arguments.inverse = data<void>(inverse);
+    arguments.gates = data<float>(gates);
   }
 };
 
-// Output, final state and, where `differentiate`, what backward needs of the inverses and segments.
+// Output, final state and, where `differentiate`, what backward needs of the chunks and segments.
 variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shape, double scale,
                               bool differentiate) {
   Call call(t, shape, scale);
@@ -194,7 +183,7 @@ variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shap
                differentiate);
     cuda::gated_delta_outputs(call.arguments, call.stream);
   }
-  return {output, state, call.inverse, call.segment_states, call.segment_transfers};
+  return {output, state, call.inverse, call.gates, call.segment_states, call.segment_transfers};
 }
 
 class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> {
@@ -207,7 +196,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
     const variable_list out = forward_kernels(t, expect_mixer_tensors(t), scale, true);
     context->set_materialize_grads(false);
     context->save_for_backward({query, key, value, log_decay, beta, spans,
-                                initial_state.value_or(at::Tensor()), out[2], out[3], out[4]});
+                                initial_state.value_or(at::Tensor()), out[2], out[3], out[4], out[5]});
     context->saved_data["scale"] = scale;
     return {out[0], out[1]};
   }
@@ -223,8 +212,8 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
                          cuda::gated_delta_chunk};
     const cpu::MixerShape shape = expect_mixer_tensors(t);
     Call call(t, shape, context->saved_data["scale"].toDouble());
-    call.prepare_again(v[7]);
-    call.take_up_split(v[8], v[9]);
+    call.take_up_prepared(v[7], v[8]);
+    call.take_up_split(v[9], v[10]);
 
     HeadGradient query(v[0], 1, shape.output_heads), key(v[1], 2, shape.state_heads);
     const at::TensorOptions wide = call.log_decay.options();

@@ -147,55 +147,6 @@ __device__ inline void multiply_tiles(Accumulator<row_tiles, column_tiles>& sum,
   }
 }
 
-// GatedDeltaArguments::inverse as it lies in shared memory. Of a fragment's four 8 × 8 tiles those on the
-// square's diagonal hold elements that are not C's, and one that the diagonal does not reach none that are.
-// `pair` is the lane's of a tile on the diagonal, along rows i of C[i][j] (their pairs) with j = lane / 4.
-__device__ inline uint32_t below_diagonal_by_rows(uint32_t pair) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, i = 2 * (lane % 4), j = lane / 4;
-  return pair & ((i > j ? 0xffffu : 0u) | (i + 1 > j ? 0xffff0000u : 0u));
-}
-// The same along columns: pairs of j with i = lane / 4.
-__device__ inline uint32_t below_diagonal_by_columns(uint32_t pair) {
-  const int lane = static_cast<int>(threadIdx.x) % 32, i = lane / 4, j = 2 * (lane % 4);
-  return pair & ((i > j ? 0xffffu : 0u) | (i > j + 1 ? 0xffff0000u : 0u));
-}
-// Rows 16 i … and columns 16 j … of C, i ≥ j, rounded and the rest, as B operand with the rows summed over.
-__device__ inline void load_inverse_b(uint32_t (&high)[4], uint32_t (&low)[4], Tile<64> inverse, int i,
-                                      int j) {
-  load_b<Layout::transposed>(high, inverse, 16 * j, 16 * i);
-  load_b<Layout::plain>(low, inverse, 16 * j, 16 * i);
-  if (i == j) {
-    for (auto* b : {high, low}) {
-      b[0] = below_diagonal_by_rows(b[0]);
-      b[2] = 0;
-      b[3] = below_diagonal_by_rows(b[3]);
-    }
-  }
-}
-// Cᵀ as A operand, with the rows of C summed over.
-__device__ inline void load_inverse_a(uint32_t (&high)[4], uint32_t (&low)[4], Tile<64> inverse, int i,
-                                      int j) {
-  load_a<Layout::transposed>(high, inverse, 16 * j, 16 * i);
-  load_a<Layout::plain>(low, inverse, 16 * j, 16 * i);
-  if (i == j) {
-    for (auto* a : {high, low}) {
-      a[0] = below_diagonal_by_rows(a[0]);
-      a[1] = 0;
-      a[3] = below_diagonal_by_rows(a[3]);
-    }
-  }
-}
-// Cᵀ rounded as B operand, with the columns of C summed over.
-__device__ inline void load_inverse_transposed_b(uint32_t (&high)[4],
-                                                 const FragmentsB<Layout::plain, 64>& inverse, int i, int j) {
-  inverse.load(high, i, j);
-  if (i == j) {
-    high[0] = below_diagonal_by_columns(high[0]);
-    high[1] = 0;
-    high[3] = below_diagonal_by_columns(high[3]);
-  }
-}
-
 // gates of a block as they lie in shared memory.
 struct Gates {
   const float* log_gamma;  // G · log₂e

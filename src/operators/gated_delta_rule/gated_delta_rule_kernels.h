@@ -50,13 +50,11 @@ struct GatedDeltaArguments {
   float* d_segment_states;   // like segment_states: dS after the segment
   bool wants_last_transfer;  // of every stream: only backward reads it
 
-  // bf16 [blocks, 64, 64]: C, strictly lower, where A = (I + L)⁻¹ = I + β ⊙ C: rounded below the diagonal
-  // and, transposed above it, what the rounding took.
+  // bf16 [blocks, 64, 64]: C, strictly lower, where A = (I + L)⁻¹ = I + β ⊙ C. Squares of 16 above those on
+  // the diagonal hold anything.
   void* inverse;
-  float* gates;    // [blocks, 2, 64]: G · log₂e, β
-  void* transfer;  // bf16 [blocks, 64, key_dim]: E = Aᵀ (ρ ⊙ K)
-  void* weights;  // bf16 [blocks, readers, 64, 64]: scale · P A of each output head, in the chunks with rows
-  void* states;   // bf16 [blocks, value_dim, key_dim]: Sᵀ before the chunk
+  float* gates;     // [blocks, 2, 64]: G · log₂e, β
+  void* states;     // bf16 [blocks, value_dim, key_dim]: Sᵀ before the chunk
   void* surprises;  // bf16 [blocks, value_dim, 64]: Nᵀ, U = β ⊙ N
 
   GatedDeltaRows d_output;        // data null: no gradient
@@ -81,8 +79,6 @@ bool gated_delta_fits();
 
 // key, log_decay, beta → gates, inverse.
 void gated_delta_prepare(const GatedDeltaArguments& arguments, void* stream);
-// For backward: query, key, log_decay, beta, rows, inverse → gates, transfer, weights.
-void gated_delta_prepare_again(const GatedDeltaArguments& arguments, void* stream);
 // For segments > 1: key, value, gates, inverse, initial_state → segment_states, segment_transfers (the first
 // only where there is an initial state).
 void gated_delta_split(const GatedDeltaArguments& arguments, void* stream);
@@ -91,8 +87,8 @@ void gated_delta_split(const GatedDeltaArguments& arguments, void* stream);
 void gated_delta_outputs(const GatedDeltaArguments& arguments, void* stream);
 
 // Both serial over the chunks of a segment, the second from the last:
-// key, value, gates, inverse, transfer, initial_state (segment_states) → states, surprises;
-// query, key, gates, transfer, weights, rows, d_output, d_final_state (segment_transfers) → d_states,
+// key, value, gates, inverse, initial_state (segment_states) → states, surprises;
+// query, key, gates, inverse, rows, d_output, d_final_state (segment_transfers) → d_states,
 // d_surprises, d_value, d_initial_state (where not null) (d_segment_states).
 void gated_delta_backward_passes(const GatedDeltaArguments& arguments, void* stream);
 // query, key, gates, states, surprises, rows, d_output, d_states, d_surprises → d_query, d_key, d_log_decay,

@@ -6,7 +6,7 @@ namespace oryx::cuda {
 namespace {
 
 template <int key_dim, int width>
-using Memory = WalkMemory<key_dim, width, true>;
+using Memory = PassMemory<key_dim, width, true>;
 
 template <int key_dim, int width>
 __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   if (is_loader<Memory>()) {
     begin_loads<Memory>();
     const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
-    return prepare_steps<Memory>(
+    return load_steps<Memory>(
         steps, [&](int step) { loads.load_table(memory.rows(step), segment.first + of.chunk(step)); },
         [&](int step) {
           const auto stage = memory.stage(step);

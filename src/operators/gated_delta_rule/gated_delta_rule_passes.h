@@ -17,49 +17,6 @@ struct PassMemory {
   using Slice = Panels<kChunk, width>;
   using Square = Panels<kChunk, kChunk>;
   struct Stage {
-    Rows key, transfer, query;
-    Slice slice;    // of the values or dO
-    Square square;  // C or P A
-    float* gates;
-  };
-  static constexpr size_t stage_bytes =
-      (has_query ? 3 : 2) * Rows::bytes + Slice::bytes + Square::bytes;  // a multiple of 1024
-  static constexpr int stages = 3;
-  static constexpr size_t gate_bytes = kGates * sizeof(float);
-  static constexpr size_t row_bytes = gated_delta_row_table * sizeof(int32_t);
-  static constexpr size_t bytes = stages * (stage_bytes + gate_bytes) + 2 * stages * row_bytes;
-
-  char* shared;
-  __device__ Stage stage(int step) const {
-    bf16* at = reinterpret_cast<bf16*>(shared + step % stages * stage_bytes);
-    const auto take = [&](size_t size) {
-      bf16* taken = at;
-      at += size / sizeof(bf16);
-      return taken;
-    };
-    Stage s;
-    s.key.base = take(Rows::bytes);
-    s.transfer.base = take(Rows::bytes);
-    s.query.base = take(has_query ? Rows::bytes : 0);
-    s.slice.base = take(Slice::bytes);
-    s.square.base = take(Square::bytes);
-    s.gates = reinterpret_cast<float*>(shared + stages * stage_bytes + step % stages * gate_bytes);
-    return s;
-  }
-  // The table of rows, which is there when the loads of its step are issued and still when the step runs.
-  __device__ int32_t* rows(int step) const {
-    return reinterpret_cast<int32_t*>(shared + stages * (stage_bytes + gate_bytes) +
-                                      step % (2 * stages) * row_bytes);
-  }
-};
-
-template <int key_dim, int width, bool has_query>
-struct WalkMemory {
-  static constexpr int walkers = 2 * width, threads = walkers + kLoaders;
-  using Rows = Panels<kChunk, key_dim>;
-  using Slice = Panels<kChunk, width>;
-  using Square = Panels<kChunk, kChunk>;
-  struct Stage {
     Rows key, query;
     Slice slice;     // of the values or dO
     Square inverse;  // C
@@ -197,35 +154,10 @@ __device__ inline void change_registers() {
 #endif
 }
 
-// The part of the loaders in a walk over `steps` steps: load(step) copies what a step needs and
-// load_table(step) the table of rows that load(step) reads.
-template <typename Memory, typename LoadTable, typename Load>
-__device__ inline void load_steps(int steps, LoadTable load_table, Load load) {
-  constexpr int stages = Memory::stages;
-  const auto load_ahead = [&](int step) {
-    if (step < steps) load(step);
-    if (step + stages - 1 < steps) load_table(step + stages - 1);
-    commit_copies();
-  };
-  for (int step = 0; step < stages - 1 && step < steps; ++step) load_table(step);
-  commit_copies();
-  wait_copies<0>();
-  named_barrier(2, kLoaders);
-#pragma unroll 1
-  for (int step = 1 - stages; step < steps; ++step) {
-    if (step >= 0) {
-      wait_copies<stages - 2>();
-      publish_to_products();
-      named_barrier(1, Memory::threads);
-    }
-    load_ahead(step + stages - 1);
-  }
-  wait_copies<0>();
-}
-
-// The same where what a step needs is also made of what was copied, by make(step), in shared memory.
+// The part of the loaders in a walk over `steps` steps: load(step) copies what a step needs, load_table(step)
+// the table of rows that load(step) reads, and make(step) makes of the copies what else the step needs.
 template <typename Memory, typename LoadTable, typename Load, typename Make>
-__device__ inline void prepare_steps(int steps, LoadTable load_table, Load load, Make make) {
+__device__ inline void load_steps(int steps, LoadTable load_table, Load load, Make make) {
   constexpr int stages = Memory::stages;
   const auto load_ahead = [&](int step) {
     if (step < steps) load(step);

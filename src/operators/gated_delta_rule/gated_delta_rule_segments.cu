@@ -8,7 +8,7 @@ namespace oryx::cuda {
 namespace {
 
 template <int key_dim, int width>
-using Memory = WalkMemory<key_dim, width, false>;
+using Memory = PassMemory<key_dim, width, false>;
 
 // N is the state after the segment if it begins with 0, T the same if it begins with I and all values are 0:
 // so the columns of T are walked with like more columns of N.
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   if (is_loader<Memory>()) {
     begin_loads<Memory>();
     const StreamLoads<key_dim, width> loads(p, segment.stream, part_column);
-    return prepare_steps<Memory>(
+    return load_steps<Memory>(
         segment.chunks, [](int) {},
         [&](int step) {
           const auto stage = memory.stage(step);
@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(c
 struct Step {
   double microseconds, bytes;
 };
-constexpr Step kOutputs{2.4, 74e3}, kSplit{1.8, 34e3}, kBackward{2.6, 120e3}, kSplitGradients{2.0, 74e3};
+constexpr Step kOutputs{2.4, 74e3}, kSplit{1.8, 34e3}, kBackward{2.8, 104e3}, kSplitGradients{2.6, 58e3};
 constexpr double kBytesPerMicrosecond = 4e6, kJoin = 2.0, kLaunches = 10.0;
 
 }  // namespace

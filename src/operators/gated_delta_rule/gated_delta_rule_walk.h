@@ -1,5 +1,5 @@
-// Pieces of the serial passes: their loads, and the step S' = γ_C S + Eᵀ (β ⊙ W), W = V − γ ⊙ (K S), of the
-// recurrence over chunks.
+// Pieces of the serial passes: their loads, what loaders make of them, and the steps of the recurrence over
+// chunks.
 #pragma once
 
 #include <cmath>
@@ -104,9 +104,23 @@ __device__ inline void find_surprises(Accumulator<1, 8>& residual, const uint32_
 #pragma unroll
     for (int j = 0; j <= i; ++j) {
       uint32_t b[4];
-      load_inverse_transposed_b(b, fragments, i, j);
+      fragments.load(b, i, j);
       multiply_add(residual.value[0][2 * i], weighted[j], b[0], b[1]);
       multiply_add(residual.value[0][2 * i + 1], weighted[j], b[2], b[3]);
+    }
+}
+// Makes of dUᵀ, with β ⊙ dU, Yᵀ = (dU + Cᵀ (β ⊙ dU))ᵀ.
+__device__ inline void find_d_surprises(Accumulator<1, 8>& d_rows, const uint32_t (&weighted)[4][4],
+                                        Panels<kChunk, kChunk> inverse) {
+  const FragmentsB<Layout::transposed, 64> fragments(inverse.panel(0));
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j <= i; ++j) {
+      uint32_t b[4];
+      fragments.load(b, j, i);
+      multiply_add(d_rows.value[0][2 * j], weighted[i], b[0], b[1]);
+      multiply_add(d_rows.value[0][2 * j + 1], weighted[i], b[2], b[3]);
     }
 }
 // x ⊙ factor_of_all · `factors` of the tokens, of columns by tokens.
@@ -147,33 +161,6 @@ __device__ inline void weigh_tokens(uint32_t (&weighed)[4][4], const uint32_t (&
     for (int below = 0; below < 2; ++below) {
       const float2 pair = unpack(x[tile / 2][tile % 2 * 2 + below]);
       weighed[tile / 2][tile % 2 * 2 + below] = pack(first * pair.x, second * pair.y);
-    }
-  }
-}
-
-// Makes of (K S)ᵀ, in the warp's columns, Wᵀ (for a V that is 0 where it has none), and β ⊙ W rounded as
-// operand A, 16 columns by tokens 16 k …
-template <bool has_value = true, int width>
-__device__ inline void find_residual(Accumulator<1, 8>& residual, uint32_t (&weighted)[4][4], int column0,
-                                     Panels<kChunk, width> value, const Gates& gates) {
-  const int t = static_cast<int>(threadIdx.x) % 4;
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    uint32_t values[4] = {};
-    if (has_value) load_a<Layout::transposed>(values, value.panel(column0), column0 % 64, 16 * k);
-#pragma unroll
-    for (int tile = 0; tile < 2; ++tile) {
-      const int i = 16 * k + 8 * tile + 2 * t;
-      const float gamma0 = gates.gamma(i), gamma1 = gates.gamma(i + 1);
-      const float2 beta = *reinterpret_cast<const float2*>(gates.beta + i);
-#pragma unroll
-      for (int below = 0; below < 2; ++below) {
-        float &first = residual.value[0][2 * k + tile][2 * below],
-              &second = residual.value[0][2 * k + tile][2 * below + 1];
-        const float2 v = unpack(values[2 * tile + below]);
-        first = v.x - gamma0 * first, second = v.y - gamma1 * second;
-        weighted[k][2 * tile + below] = pack(beta.x * first, beta.y * second);
-      }
     }
   }
 }
@@ -242,7 +229,7 @@ struct StreamLoads {
   Share<kChunk> square_share;
   int thread, part_column, head, readers, query_sharers, last_valid;
   int64_t first_block;
-  const bf16 *keys, *values, *transfers;
+  const bf16 *keys, *values, *inverses;
   const int32_t* tables;
 
   __device__ StreamLoads(const GatedDeltaArguments& arguments, int64_t stream, int first_column)
@@ -258,7 +245,7 @@ struct StreamLoads {
     head = first.head, last_valid = last.valid, first_block = first.index;
     keys = first.key_rows(p);
     values = first.rows_of(p.value, head) + part_column;
-    transfers = static_cast<const bf16*>(p.transfer) + first_block * kChunk * key_dim;
+    inverses = static_cast<const bf16*>(p.inverse) + first_block * kChunk * kChunk;
     tables = first.row_table(p);
   }
   __device__ int valid(int chunk) const { return chunk == p.chunks - 1 ? last_valid : kChunk; }
@@ -268,11 +255,8 @@ struct StreamLoads {
   __device__ void load_values(Panels<kChunk, width> tile, int chunk) const {
     value_share.load(tile, values + int64_t{kChunk} * chunk * p.value.time, p.value.time, valid(chunk));
   }
-  __device__ void load_transfer(Panels<kChunk, key_dim> tile, int chunk) const {
-    key_share.load(tile, transfers + int64_t{kChunk} * key_dim * chunk, key_dim);
-  }
   __device__ void load_inverse(Panels<kChunk, kChunk> tile, int chunk) const {
-    load_square(tile, p.inverse, first_block + chunk);
+    square_share.load(tile, inverses + int64_t{kChunk} * kChunk * chunk, kChunk);
   }
   __device__ void load_gates(float* gates, int chunk) const {
     if (thread < kGates / 4)
@@ -282,10 +266,6 @@ struct StreamLoads {
     if (thread < gated_delta_row_table / 4)
       copy_async(to + 4 * thread, tables + int64_t{gated_delta_row_table} * chunk + 4 * thread);
   }
-  // Of a reader of a chunk with rows.
-  __device__ void load_weights(Panels<kChunk, kChunk> tile, int chunk, int reader) const {
-    load_square(tile, p.weights, (first_block + chunk) * readers + reader);
-  }
   __device__ void load_queries(Panels<kChunk, key_dim> tile, int reader, const int32_t* rows) const {
     const int of_output = head * readers + reader;
     const int query_head = query_sharers == 1 ? of_output : of_output / query_sharers;
@@ -294,11 +274,6 @@ struct StreamLoads {
   __device__ void load_d_output(Panels<kChunk, width> tile, int reader, const int32_t* rows) const {
     value_share.load_packed(tile, packed_row(p.d_output, 0, head * readers + reader) + part_column,
                             p.d_output.time, rows);
-  }
-
- private:
-  __device__ void load_square(Panels<kChunk, kChunk> tile, const void* squares, int64_t index) const {
-    square_share.load(tile, static_cast<const bf16*>(squares) + index * kChunk * kChunk, kChunk);
   }
 };
 
