@@ -89,32 +89,42 @@ struct Call {
     arguments.segment_chunks = std::max<int64_t>(2, (shape.chunks + segments - 1) / segments);
     arguments.segments = (shape.chunks + arguments.segment_chunks - 1) / arguments.segment_chunks;
     arguments.first_state = data(first);
-    at::Tensor storage, factor;
+    at::Tensor local_states, factor, states;
     if (arguments.segments > 1) {
-      storage = at::empty({streams() * arguments.segments, state_size}, in.log_decay.options());
-      factor = at::empty({streams() * arguments.segments}, in.log_decay.options());
+      // As many pieces as fill the device, of two chunks and more.
+      const int64_t blocks = streams() * (shape.value_dim / 64) * (arguments.segments - 1);
+      const int64_t length = arguments.segment_chunks,
+                    most = std::clamp<int64_t>(walk_blocks() / blocks, 1, (length + 1) / 2),
+                    piece_chunks = (length + most - 1) / most;
+      local.local_pieces = (length + piece_chunks - 1) / piece_chunks;
+      const int64_t pieces = (arguments.segments - 1) * local.local_pieces;
+      local_states = at::empty({streams(), pieces, state_size}, in.log_decay.options());
+      factor = at::empty({streams(), pieces}, in.log_decay.options());
+      states = at::empty({streams(), arguments.segments, state_size}, in.log_decay.options());
       local.shape = shape;
       local.gamma = decay.gamma;
       local.segments = arguments.segments, local.segment_chunks = arguments.segment_chunks;
-      local.is_local = true;
-      local.last_state = data(storage);
+      local.last_state = data(local_states);
       local.last_factor = data(factor);
       cuda::ssd_walk(local, stream);
-      cuda::ssd_join_segments(
-          {streams(), arguments.segments, state_size, data(storage), data(factor), data(first)}, stream);
-      arguments.first_state = data(storage);
+      cuda::ssd_join_segments({streams(), arguments.segments, local.local_pieces, state_size,
+                               data(local_states), data(factor), data(first), data(states)},
+                              stream);
+      arguments.first_state = data(states);
     }
     arguments.last_state = data(last);
     launch(arguments);
   }
 
-  // The states before every chunk and after the last (where `last` is defined). Three blocks fit into a
-  // multiprocessor.
+  // Blocks of ssd_walk that the device has room for: three fit into a multiprocessor.
+  int64_t walk_blocks() const { return 3 * cuda::multiprocessors(value); }
+
+  // The states before every chunk and after the last (where `last` is defined).
   void walk(cuda::SsdWalk walk, const at::Tensor& first, const at::Tensor& states,
             const at::Tensor& last) const {
     const int64_t blocks = streams() * (shape.value_dim / 64);
     walk.gamma = decay.gamma;
-    in_segments(walk, walk, first, last, std::max<int64_t>(1, 3 * cuda::multiprocessors(value) / blocks),
+    in_segments(walk, walk, first, last, std::max<int64_t>(1, walk_blocks() / blocks),
                 [&](cuda::SsdWalk arguments) {
                   arguments.states = states.mutable_data_ptr();
                   cuda::ssd_walk(arguments, stream);

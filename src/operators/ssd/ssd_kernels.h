@@ -3,7 +3,7 @@
 // Forward: ssd_decay, ssd_forward (a block walks over the chunks of an output head). Backward: ssd_decay,
 // ssd_walk forward (the state at the start of every chunk) and in reverse (the gradient of the state at the
 // end of every chunk), ssd_gradient. Few tokens without gradients: ssd_steps. What walks is cut into segments
-// where there are too few streams for the device: local states of the segments (ssd_walk, `is_local`),
+// where there are too few streams for the device: local states of the segments (ssd_walk, `local_pieces`),
 // ssd_join_segments, then all segments at once. bf16 activations, key_dim and value_dim of 64 or 128; every
 // row starts at a multiple of 16 bytes.
 #pragma once
@@ -41,20 +41,23 @@ struct SsdWalk {
   const float* weight;      // [stream, padded time]: SsdDecay::weight, or gamma in reverse
   const float* gamma;
   int64_t segments, segment_chunks;  // segment 0 comes first in the order of the walk
-  bool is_local;       // of all segments but the last, from zero; writes only the next two, by segment
-  float* last_state;   // [stream, key_dim, value_dim] after the walk or null; local: [stream, segment, ..]
-  float* last_factor;  // local: [stream, segment] decay over a segment
+  // 0, or how many pieces each segment but the last is cut into, to be walked over from zero: only the next
+  // two are written, by piece.
+  int64_t local_pieces;
+  float* last_state;   // [stream, key_dim, value_dim] after the walk or null; local: [stream, piece, ..]
+  float* last_factor;  // local: [stream, piece] decay over a piece
   const float* first_state;  // [stream, segment, key_dim, value_dim] or null: zero
   void* states;              // bf16 [stream, chunk, key_dim, value_dim] before each chunk, or null
 };
 void ssd_walk(const SsdWalk& arguments, void* stream);
 
-// From the local states of the segments but the last to the states before every segment, in place.
+// From the local states of the segments but the last to the states before every segment.
 struct SsdSegments {
-  int64_t streams, segments, state_size;
-  float* states;  // [stream, segment, state_size]
-  const float* factor;
-  const float* first_state;  // [stream, state_size] or null
+  int64_t streams, segments, local_pieces, state_size;
+  const float* local_states;  // [stream, piece, state_size]
+  const float* factor;        // [stream, piece]
+  const float* first_state;   // [stream, state_size] or null
+  float* states;              // [stream, segment, state_size]
 };
 void ssd_join_segments(const SsdSegments& arguments, void* stream);
 

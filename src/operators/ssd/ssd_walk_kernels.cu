@@ -106,14 +106,19 @@ __global__ void __launch_bounds__(kWalkThreads, 3) walk_kernel(const SsdWalk p) 
   const cpu::MixerShape& shape = p.shape;
   const int64_t value_dim = shape.value_dim, stream = blockIdx.x;
   const int column0 = static_cast<int>(blockIdx.y) * kSlice;
-  const int64_t segment = blockIdx.z;
+  const bool is_local = p.local_pieces > 0;
+  const int pieces = is_local ? static_cast<int>(p.local_pieces) : 1;
+  const int part = static_cast<int>(blockIdx.z), segment = part / pieces;
   const int64_t batch = stream / shape.state_heads, head = stream % shape.state_heads;
   const int chunks = static_cast<int>(shape.chunks);
   // Output heads that answer from this state: in reverse each adds to its gradient.
   const int group = is_reverse ? static_cast<int>(shape.output_heads / shape.state_heads) : 1;
-  const int segment_chunks = static_cast<int>(p.segment_chunks);
-  const int begin = static_cast<int>(segment) * segment_chunks;
-  const int items = (segment_chunks < chunks - begin ? segment_chunks : chunks - begin) * group;
+  const int segment_chunks = static_cast<int>(p.segment_chunks), segment_begin = segment * segment_chunks;
+  const int segment_end = segment_begin + segment_chunks < chunks ? segment_begin + segment_chunks : chunks;
+  const int piece_chunks = (segment_chunks + pieces - 1) / pieces;
+  const int begin = segment_begin + part % pieces * piece_chunks;
+  const int items =
+      ((begin + piece_chunks < segment_end ? begin + piece_chunks : segment_end) - begin) * group;
 
   const auto stage_at = [&](int item) {
     return WalkStage<key_dim>(shared_memory() + item % kStages * WalkStage<key_dim>::bytes);
@@ -208,13 +213,14 @@ __global__ void __launch_bounds__(kWalkThreads, 3) walk_kernel(const SsdWalk p) 
     if (has_product(chunk)) add_weighted(state, stage, m0);
   }
   wait_copies<0>();
-  if (p.last_state != nullptr && (p.is_local || segment == p.segments - 1)) {
-    float* to = p.last_state + (p.is_local ? stream * p.segments + segment : stream) * state_size + column0;
+  const int64_t piece = stream * (p.segments - 1) * pieces + part;
+  if (p.last_state != nullptr && (is_local || segment == p.segments - 1)) {
+    float* to = p.last_state + (is_local ? piece : stream) * state_size + column0;
     state.for_pairs([&](int row, int column, float& first, float& second) {
       *reinterpret_cast<float2*>(to + (m0 + row) * value_dim + column) = {first, second};
     });
   }
-  if (p.is_local && threadIdx.x == 0 && blockIdx.y == 0) p.last_factor[stream * p.segments + segment] = total;
+  if (is_local && threadIdx.x == 0 && blockIdx.y == 0) p.last_factor[piece] = total;
 }
 
 constexpr int kJoinThreads = 256;
@@ -227,19 +233,25 @@ __global__ void __launch_bounds__(kJoinThreads) join_segments_kernel(const SsdSe
   if (p.first_state != nullptr) {
     state = *reinterpret_cast<const float4*>(p.first_state + stream * p.state_size + at);
   }
-  float* slot = p.states + stream * p.segments * p.state_size + at;
-  float4 local = *reinterpret_cast<const float4*>(slot);
-  for (int64_t segment = 0; segment + 1 < p.segments; ++segment) {
+  float* to = p.states + stream * p.segments * p.state_size + at;
+  *reinterpret_cast<float4*>(to) = state;
+  const int pieces = static_cast<int>(p.local_pieces), count = static_cast<int>(p.segments - 1) * pieces;
+  const float* from = p.local_states + stream * count * p.state_size + at;
+  const float* factors = p.factor + stream * count;
+  float4 local = *reinterpret_cast<const float4*>(from);
+  for (int piece = 0; piece < count; ++piece) {
+    from += p.state_size;
     float4 next = {};  // on its way while this one is added
-    if (segment + 2 < p.segments) next = *reinterpret_cast<const float4*>(slot + p.state_size);
-    const float factor = p.factor[stream * p.segments + segment];
-    *reinterpret_cast<float4*>(slot) = state;
+    if (piece + 1 < count) next = *reinterpret_cast<const float4*>(from);
+    const float factor = factors[piece];
     state = {factor * state.x + local.x, factor * state.y + local.y, factor * state.z + local.z,
              factor * state.w + local.w};
     local = next;
-    slot += p.state_size;
+    if ((piece + 1) % pieces == 0) {
+      to += p.state_size;
+      *reinterpret_cast<float4*>(to) = state;
+    }
   }
-  *reinterpret_cast<float4*>(slot) = state;
 }
 
 }  // namespace
@@ -253,7 +265,7 @@ void ssd_decay(const SsdDecayArguments& a, void* stream) {
 void ssd_walk(const SsdWalk& a, void* stream) {
   const dim3 grid(static_cast<unsigned>(a.shape.batch * a.shape.state_heads),
                   static_cast<unsigned>(a.shape.value_dim / kSlice),
-                  static_cast<unsigned>(a.is_local ? a.segments - 1 : a.segments));
+                  static_cast<unsigned>(a.local_pieces > 0 ? (a.segments - 1) * a.local_pieces : a.segments));
   with_dimensions(a.shape, [&](auto key_dim, auto) {
     const size_t bytes = kStages * WalkStage<key_dim>::bytes;
     if (a.is_reverse) {
