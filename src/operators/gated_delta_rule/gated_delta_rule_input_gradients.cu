@@ -168,8 +168,10 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
   load_whole<threads>(memory.state, own(p.states, value_dim * key_dim));
   commit_copies();
   if (has_rows) {
-    prefetch<threads, Memory::Surprises::bytes>(own(p.d_surprises, value_dim * kChunk));
-    prefetch<threads, Memory::States::bytes>(own(p.d_states, value_dim * key_dim));
+    if (thread == 0) {
+      prefetch<Memory::Surprises::bytes>(own(p.d_surprises, value_dim * kChunk));
+      prefetch<Memory::States::bytes>(own(p.d_states, value_dim * key_dim));
+    }
   } else {
     load_d_surprise();
     load_d_state(0);

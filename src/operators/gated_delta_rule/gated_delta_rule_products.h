@@ -197,13 +197,11 @@ struct RowsOfThread {
   }
 };
 
-// Asks for memory that the block will copy later.
-template <int threads, int bytes>
+// Asks for `bytes` of memory, a multiple of 16, that will be copied later.
+template <int bytes>
 __device__ inline void prefetch([[maybe_unused]] const bf16* first) {
-#ifndef ORYX_EMULATED
-#pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < bytes / 128; i += threads)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(reinterpret_cast<const char*>(first) + 128 * i));
+#if !defined(ORYX_EMULATED) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(first), "n"(bytes) : "memory");
 #endif
 }
 
