@@ -32,26 +32,17 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
   StateRows<key_dim> state;
   state.read(segment.start(p), part_column, p.value_dim);
   walk_steps<Memory>(segment.chunks, [&](int step) {
-    const auto stage = memory.stage(step);
     const int64_t first_row =
         (segment.stream * p.chunks + segment.first + step) * p.value_dim + part_column + state.column0();
-    const StepGates gates(stage.gates);
-    typename StateRows<key_dim>::Operand rounded;
-    as_operand(rounded, state.values);
-    state.scale(gates.total());
-    Accumulator<1, 8> residual;
-    begin_products([&] { multiply_rows(residual, rounded, stage.key); });
-    state.write_rounded(rounded, static_cast<bf16*>(p.states) + first_row * key_dim);
-    finish_products<0>(residual);
-    uint32_t weighted[4][4], added[4][4], carried[4][4];
-    find_residual(residual, weighted, state.column0(), stage.slice, gates);
-    find_surprises(residual, weighted, stage.inverse);
-    weigh_tokens(added, residual, gates.beta);
-    weigh_tokens(carried, added, gates.rho);
-    begin_products([&] { multiply_columns(state.values, carried, stage.key); });
-    bf16* surprises = static_cast<bf16*>(p.surprises) + first_row * kChunk;
-    write_rows(residual, [&](int row) { return surprises + row * kChunk; });
-    finish_products<0>(state.values);
+    take_step(
+        state, memory.stage(step), true,
+        [&](const auto& rounded) {
+          state.write_rounded(rounded, static_cast<bf16*>(p.states) + first_row * key_dim);
+        },
+        [&](const auto& surprises) {
+          bf16* kept = static_cast<bf16*>(p.surprises) + first_row * kChunk;
+          write_rows(surprises, [&](int row) { return kept + row * kChunk; });
+        });
   });
 }
 

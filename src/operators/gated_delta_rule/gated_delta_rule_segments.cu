@@ -49,22 +49,8 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     second = is_transfer && column + 1 == diagonal ? 1.0f : 0.0f;
   });
   walk_steps<Memory>(segment.chunks, [&](int step) {
-    const auto stage = memory.stage(step);
-    const StepGates gates(stage.gates);
-    typename StateRows<key_dim>::Operand rounded;
-    as_operand(rounded, state.values);
-    state.scale(gates.total());
-    Accumulator<1, 8> residual;
-    begin_products([&] { multiply_rows(residual, rounded, stage.key); });
-    finish_products<0>(residual);
-    uint32_t weighted[4][4], added[4][4], carried[4][4];
-    is_transfer ? find_residual<false>(residual, weighted, state.column0(), stage.slice, gates)
-                : find_residual<true>(residual, weighted, state.column0(), stage.slice, gates);
-    find_surprises(residual, weighted, stage.inverse);
-    weigh_tokens(added, residual, gates.beta);
-    weigh_tokens(carried, added, gates.rho);
-    begin_products([&] { multiply_columns(state.values, carried, stage.key); });
-    finish_products<0>(state.values);
+    take_step(
+        state, memory.stage(step), !is_transfer, [](const auto&) {}, [](const auto&) {});
   });
   const int64_t at = segment.stream * p.segments + segment.index;
   if (is_transfer) {

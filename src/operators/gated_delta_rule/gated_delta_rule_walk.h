@@ -165,6 +165,30 @@ __device__ inline void weigh_tokens(uint32_t (&weighed)[4][4], const uint32_t (&
   }
 }
 
+// The step of a state without outputs, S' = γ_C S + Kᵀ (ρ ⊙ U). keep_state(S before it, rounded) and
+// keep_surprises(Nᵀ) run beside products.
+template <int key_dim, typename Stage, typename KeepState, typename KeepSurprises>
+__device__ inline void take_step(StateRows<key_dim>& state, const Stage& stage, bool has_value,
+                                 KeepState keep_state, KeepSurprises keep_surprises) {
+  const StepGates gates(stage.gates);
+  typename StateRows<key_dim>::Operand rounded;
+  as_operand(rounded, state.values);
+  state.scale(gates.total());
+  Accumulator<1, 8> residual;
+  begin_products([&] { multiply_rows(residual, rounded, stage.key); });
+  keep_state(rounded);
+  finish_products<0>(residual);
+  uint32_t weighted[4][4], added[4][4], carried[4][4];
+  has_value ? find_residual<true>(residual, weighted, state.column0(), stage.slice, gates)
+            : find_residual<false>(residual, weighted, state.column0(), stage.slice, gates);
+  find_surprises(residual, weighted, stage.inverse);
+  weigh_tokens(added, residual, gates.beta);
+  weigh_tokens(carried, added, gates.rho);
+  begin_products([&] { multiply_columns(state.values, carried, stage.key); });
+  keep_surprises(residual);
+  finish_products<0>(state.values);
+}
+
 // Writes 16 columns by 64 tokens of bf16 pairs of tokens, pair(token tile, below) as in an accumulator, to
 // the tokens' rows; row_pointer(token) is the place of the first column, or null where the row is not wanted.
 template <typename Pair, typename RowPointer>
