@@ -20,14 +20,14 @@ struct PassMemory {
     Rows key, query;
     Slice slice;     // of the values or dO
     Square inverse;  // C
-    float* gates;    // StepGates
+    float* gates;
   };
   static constexpr size_t stage_bytes =
       (has_query ? 2 : 1) * Rows::bytes + Slice::bytes + Square::bytes;  // a multiple of 1024
   static constexpr int stages = 3;
   static constexpr size_t scores_at = stages * stage_bytes,
                           gates_at = scores_at + (has_query ? 2 * Square::bytes : 0);
-  static constexpr size_t gate_bytes = 2 * kGates * sizeof(float);
+  static constexpr size_t gate_bytes = (kGates + 3 * kChunk) * sizeof(float);  // StepGates
   static constexpr size_t rows_at = gates_at + stages * gate_bytes;
   static constexpr size_t row_bytes = gated_delta_row_table * sizeof(int32_t);
   static constexpr size_t bytes = rows_at + 2 * stages * row_bytes;

@@ -28,18 +28,21 @@ __device__ inline void add_rows(Accumulator<1, column_tiles>& sum, const uint32_
     for (int e = 0; e < 4; ++e) sum.value[0][j][e] += product.value[0][j][e];
 }
 
-// gates of a step in shared memory: as they are loaded, and what make_factors() adds.
+// What a step has in shared memory of its gates: as they are loaded, G · log₂e and β, and what make_factors()
+// adds.
 struct StepGates {
-  const float *log_gamma, *beta, *gamma, *rho;
+  const float *beta, *gamma, *rho, *beta_rho;
 
   __device__ explicit StepGates(const float* base)
-      : log_gamma(base), beta(base + kChunk), gamma(base + 2 * kChunk), rho(base + 3 * kChunk) {}
+      : beta(base + kChunk), gamma(base + 2 * kChunk), rho(base + 3 * kChunk), beta_rho(base + 4 * kChunk) {}
   __device__ float total() const { return gamma[kChunk - 1]; }
 };
-// By the loaders: γ and ρ.
+// By the loaders: γ, ρ and β ⊙ ρ.
 __device__ inline void make_factors(float* gates) {
   const int thread = static_cast<int>(threadIdx.x) % kLoaders, i = thread % kChunk;
-  gates[kGates + thread] = exp2_fast(thread < kChunk ? gates[i] : gates[kChunk - 1] - gates[i]);
+  const float factor = exp2_fast(thread < kChunk ? gates[i] : gates[kChunk - 1] - gates[i]);
+  gates[kGates + thread] = factor;
+  if (thread >= kChunk) gates[kGates + 2 * kChunk + i] = gates[kChunk + i] * factor;
 }
 // By the loaders: scale · P of a reader.
 template <int key_dim>
@@ -178,12 +181,11 @@ __device__ inline void take_step(StateRows<key_dim>& state, const Stage& stage, 
   begin_products([&] { multiply_rows(residual, rounded, stage.key); });
   keep_state(rounded);
   finish_products<0>(residual);
-  uint32_t weighted[4][4], added[4][4], carried[4][4];
+  uint32_t weighted[4][4], carried[4][4];
   has_value ? find_residual<true>(residual, weighted, state.column0(), stage.slice, gates)
             : find_residual<false>(residual, weighted, state.column0(), stage.slice, gates);
   find_surprises(residual, weighted, stage.inverse);
-  weigh_tokens(added, residual, gates.beta);
-  weigh_tokens(carried, added, gates.rho);
+  weigh_tokens(carried, residual, gates.beta_rho);
   begin_products([&] { multiply_columns(state.values, carried, stage.key); });
   keep_surprises(residual);
   finish_products<0>(state.values);
