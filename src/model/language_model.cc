@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/shapes.h"
+#include "model/embedding.h"
 #include "model/recompute.h"
 #include "operators/cross_entropy/cross_entropy.h"
 #include "operators/gated_norm/gated_norm.h"
@@ -49,7 +50,7 @@ at::Tensor LanguageModel::hidden(const at::Tensor& tokens, const std::vector<sch
   const Routing routing = route(config_, spans, batch, time, position, dtype_, device());
 
   const at::Tensor ids = tokens.to(device(), at::kLong).reshape({batch * time});
-  at::Tensor residual = at::embedding(embedding_, ids).to(dtype_);
+  at::Tensor residual = embed(embedding_, ids, dtype_);
   at::Tensor normed =
       operators::gated_norm(residual, std::nullopt, layers_[0].input_norm(), config_.norm_eps, "after_gate");
   for (size_t n = 0; n < layers_.size(); ++n) {

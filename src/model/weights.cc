@@ -98,6 +98,16 @@ Weights initial_weights(const ModelConfig& config, uint64_t seed, at::ScalarType
   return weights;
 }
 
+void round_matrices(Weights& weights, const std::vector<ParameterSpec>& specs, at::ScalarType dtype) {
+  for (size_t i = 0; i < specs.size(); ++i) {
+    at::Tensor& tensor = weights.entries()[i].second;
+    if (!specs[i].is_matrix || tensor.scalar_type() == dtype) continue;
+    const at::ScalarType original = tensor.scalar_type();
+    tensor = tensor.detach().to(dtype);
+    tensor.set_grad_dtype(original);
+  }
+}
+
 ModelConfig load_config(const std::filesystem::path& directory) {
   expect(std::filesystem::is_directory(directory), "{} is not a model directory", directory.string());
   const std::filesystem::path file = directory / "config.json";

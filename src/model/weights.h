@@ -58,6 +58,11 @@ class Weights {
 // Fresh parameters; each depends on the seed and its own name only.
 Weights initial_weights(const ModelConfig& config, uint64_t seed, at::ScalarType dtype);
 
+// Replaces the matrices among `weights` (one for every spec) by their rounding to `dtype`: leaves that
+// collect their gradients in the type they had, so that a model computes in `dtype` what it would with the
+// originals, bit for bit.
+void round_matrices(Weights& weights, const std::vector<ParameterSpec>& specs, at::ScalarType dtype);
+
 // A model directory: config.json, model.safetensors or its shards, tokenizer.json.
 ModelConfig load_config(const std::filesystem::path& directory);
 // Every parameter of `config`, converted to `dtype` (matrices) and to float32 or float64 (the others).

@@ -17,6 +17,12 @@ inline at::ScalarType accumulate_type(at::ScalarType dtype) {
   return dtype == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// The type in which a weight collects its gradient: its own, unless it is a leaf that asks for another one
+// (as bfloat16 weights do whose float32 originals lie elsewhere).
+inline at::ScalarType gradient_type(const at::Tensor& weight) {
+  return weight.is_leaf() ? weight.grad_dtype().value_or(weight.scalar_type()) : weight.scalar_type();
+}
+
 // Throws Error unless the tensor is float32, float64 or bfloat16.
 inline void expect_activations(std::string_view who, std::string_view name, const at::Tensor& tensor) {
   const at::ScalarType dtype = tensor.scalar_type();

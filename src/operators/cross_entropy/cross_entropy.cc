@@ -107,7 +107,7 @@ Result run(const at::Tensor& hidden, const at::Tensor& master, const at::Tensor&
     }
     if (want_dweight) add_weight_gradient(out.dweight, logits, inputs, product, first == 0);
   }
-  if (want_dweight) out.dweight = out.dweight.to(master.scalar_type());
+  if (want_dweight) out.dweight = out.dweight.to(gradient_type(master));
   out.loss = (out.token_losses.sum(at::kDouble) * scale).to(accumulate);
   return out;
 }

@@ -22,9 +22,9 @@ namespace oryx::operators {
 // When a gradient is needed it is made in the forward pass, block by block: three matrix products, no
 // recomputation; backward only multiplies by the upstream gradient and hands the tensors over (a second
 // backward pass needs retain_graph, else Error). The weight's gradient is summed over blocks in the
-// accumulate type and returned in the weight's dtype. With no gradient needed only losses are computed.
-// Throws Error on other shapes or dtypes and on a target >= V; on a GPU, which would have to be waited for,
-// such a target makes the loss and the gradients NaN.
+// accumulate type and returned in the weight's dtype, or in its grad_dtype() where a leaf has another. With
+// no gradient needed only losses are computed. Throws Error on other shapes or dtypes and on a target >= V;
+// on a GPU, which would have to be waited for, such a target makes the loss and the gradients NaN.
 std::tuple<at::Tensor, at::Tensor> cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
                                                  const at::Tensor& targets, double scale,
                                                  int64_t rows_per_block = 0);

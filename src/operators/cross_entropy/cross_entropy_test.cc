@@ -77,6 +77,19 @@ TEST(CrossEntropy, MixedPrecisionReturnsTheMastersGradient) {
   }
 }
 
+TEST(CrossEntropy, ARoundedLeafGetsTheGradientOfItsMaster) {
+  at::manual_seed(6);
+  const Problem p = make_problem(64, 64, 500);
+  const at::Tensor hidden = p.hidden.to(at::kBFloat16), master = p.weight.to(at::kFloat).requires_grad_();
+  at::Tensor rounded = master.detach().to(at::kBFloat16).requires_grad_();
+  rounded.set_grad_dtype(at::kFloat);
+  for (const at::Tensor& weight : {master, rounded}) {
+    std::get<0>(cross_entropy(hidden, weight, p.targets, 1. / 64, 16)).backward();
+  }
+  EXPECT_EQ(rounded.grad().scalar_type(), at::kFloat);
+  EXPECT_TRUE(at::equal(rounded.grad(), master.grad()));
+}
+
 TEST(CrossEntropy, GradientsMatchFiniteDifferences) {
   at::manual_seed(3);
   const Problem p = make_problem(21, 9, 40);

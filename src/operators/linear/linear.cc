@@ -226,7 +226,7 @@ at::Tensor weight_gradient(const at::Tensor& x, const at::Tensor& weight,
                            const std::optional<at::Tensor>& rows, const at::Tensor& upstream) {
   at::Tensor gradient = at::empty(weight.sizes(), weight.options().dtype(accumulate_type(x.scalar_type())));
   add_product(upstream.contiguous(), true, select(x, rows).contiguous(), false, gradient);
-  return gradient.to(weight.scalar_type());
+  return gradient.to(gradient_type(weight));
 }
 
 class Projections : public torch::autograd::Function<Projections> {
@@ -260,7 +260,7 @@ class Projections : public torch::autograd::Function<Projections> {
       for (size_t j = 0; j < narrow.members.size(); ++j) {
         const at::Tensor& weight = weights[narrow.members[j]];
         gradients[1 + narrow.members[j]] =
-            joined.narrow(0, narrow.first[j], weight.size(0)).to(weight.scalar_type());
+            joined.narrow(0, narrow.first[j], weight.size(0)).to(gradient_type(weight));
       }
     }
     for (size_t i = 0; i < count; ++i) {

@@ -14,7 +14,9 @@ namespace oryx::operators {
 //   x      [N, in]     float32, float64 or bfloat16
 //   weight [out, in]   dtype of x; or float32 with a bfloat16 x: the weight is a master copy, rounded to
 //   bfloat16
-//                      for the product (and again in backward: nothing is kept), its gradient is float32
+//                      for the product (and again in backward: nothing is kept), its gradient is float32.
+//                      A leaf whose grad_dtype() is float32 gets a float32 gradient too: the same bits as the
+//                      master copy that it is the rounding of
 // Returns [N, out], dtype of x. Sums are in the accumulate type (float64 for float64, else float32).
 // Differentiable in x and weight; saves them, nothing else.
 //

@@ -143,6 +143,33 @@ TEST(Linear, RoundsAMasterWeightOnce) {
   }
 }
 
+// A bfloat16 leaf that collects float32 gradients is to autograd what its float32 original is.
+TEST(Linear, ARoundedLeafGetsTheGradientOfItsMaster) {
+  for (const Case& c : cases()) {
+    const Inputs in = cast(inputs_of(c), at::kBFloat16, at::kFloat);
+    std::vector<std::vector<at::Tensor>> results;
+    for (const bool rounded : {false, true}) {
+      const at::Tensor x = in.x.detach().clone().requires_grad_(true);
+      std::vector<at::Tensor> weights, leaves = {x};
+      for (const at::Tensor& master : in.weights) {
+        weights.push_back((rounded ? master.to(at::kBFloat16) : master.clone()).requires_grad_(true));
+        weights.back().set_grad_dtype(at::kFloat);
+        leaves.push_back(weights.back());
+      }
+      results.push_back(projections(x, weights, c.selected));
+      // Twice, as over two micro-batches.
+      for (int pass = 0; pass < 2; ++pass) {
+        torch::autograd::backward(projections(x, weights, c.selected), in.upstream);
+      }
+      for (const at::Tensor& leaf : leaves) results.back().push_back(leaf.grad());
+    }
+    for (size_t i = 0; i < results[0].size(); ++i) {
+      EXPECT_EQ(results[0][i].scalar_type(), results[1][i].scalar_type()) << c.name << " tensor " << i;
+      EXPECT_TRUE(at::equal(results[0][i], results[1][i])) << c.name << " tensor " << i;
+    }
+  }
+}
+
 TEST(Linear, AgreesWithFiniteDifferences) {
   const Case c = {"", 9, 6, {4, 5, 3}, {std::nullopt, indices({8, 1, 1}), std::nullopt}};
   const Inputs in = inputs_of(c);
