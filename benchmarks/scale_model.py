@@ -86,22 +86,23 @@ def check(options):
              "training.validation_every=0", "training.checkpoint_every=0", "data.validation=[]"]
     try:
         rows = []
-        for sharded in (False, True):
+        for sharded, dtype in ((False, "float32"), (True, "float32"), (True, "bfloat16")):
             sent, outcome = [], None
             for steps in (10, 50):
                 begin = loopback_bytes()
-                run = test.root / f"run-{steps}-{sharded}"
-                test.train(options.ranks, run, *shape, f"training.steps={steps}",
+                run = test.root / f"run-{steps}-{sharded}-{dtype}"
+                test.train(options.ranks, run, *shape, f"training.steps={steps}", f"training.dtype={dtype}",
                            f"training.shard_optimizer={str(sharded).lower()}")
                 sent.append(loopback_bytes() - begin)
             measured = (sent[1] - sent[0]) / 40
             weights = sum(tensor.nbytes for tensor in helper.load_file(run / "latest" / "model.safetensors").values())
             # All ranks together. In parts it would be as much, but Gloo's reduce-scatter is an all-reduce of which a
-            # rank keeps its part, and the all-gather of the weights comes on top.
-            predicted = (3 if sharded else 2) * (options.ranks - 1) * weights
-            rows.append(dict(sharded=sharded, ranks=options.ranks, weight_bytes=weights, predicted=predicted,
+            # rank keeps its part, and the all-gather of the weights, in the computing type, comes on top.
+            gathered = (0.5 if dtype == "bfloat16" else 1) if sharded else 0
+            predicted = (2 + gathered) * (options.ranks - 1) * weights
+            rows.append(dict(sharded=sharded, dtype=dtype, ranks=options.ranks, weight_bytes=weights, predicted=predicted,
                              measured=measured))
-            print(f"{options.ranks} ranks, optimizer {'in parts' if sharded else 'whole':<8} {weights / 1e6:.2f} MB of weights: "
+            print(f"{options.ranks} ranks, optimizer {'in parts' if sharded else 'whole':<8} {dtype:<8} {weights / 1e6:.2f} MB of weights: "
                   f"{measured / 1e6:.2f} MB a step sent, {predicted / 1e6:.2f} predicted ({measured / predicted:.3f})")
         return rows
     finally:

@@ -66,13 +66,17 @@ RanksCost count_ranks(const Options& options) {
   const training::Recipe recipe = training::read_recipe(root, options.source);
   const bool sharded = recipe.training.shard_optimizer && options.ranks > 1;
   return {options.ranks, sharded,
-          training::rank_memory(recipe.model, recipe.weight_dtype(), options.ranks, sharded)};
+          training::rank_memory(recipe.model, recipe.compute_dtype(), options.ranks, sharded)};
 }
 
 void print_ranks(const RanksCost& cost) {
   const training::RankMemory& memory = cost.memory;
   fmt::print("\nbytes that training keeps on each of {} ranks, beside activations\n", cost.ranks);
   fmt::print("weights                {} ({})\n", memory.weights, count_text(memory.weights));
+  if (memory.masters > 0) {
+    fmt::print("float32 originals      {} ({}), a part of them on each rank\n", memory.masters,
+               count_text(memory.masters));
+  }
   fmt::print("gradients              {} ({})\n", memory.gradients, count_text(memory.gradients));
   fmt::print("moments                {} ({}), {}\n", memory.moments, count_text(memory.moments),
              cost.sharded ? "a part of them on each rank" : "all of them on every rank");
@@ -175,6 +179,7 @@ void inspect(const Options& options) {
       row.set("ranks", Value{ranks->ranks});
       row.set("sharded", Value{ranks->sharded});
       row.set("weights", Value{ranks->memory.weights});
+      row.set("masters", Value{ranks->memory.masters});
       row.set("gradients", Value{ranks->memory.gradients});
       row.set("moments", Value{ranks->memory.moments});
       table.set("bytes_per_rank", Value{row});

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
+#include <optional>
 
 namespace oryx::training {
 
@@ -33,15 +35,24 @@ at::Tensor join(const std::vector<int64_t>& offsets, const std::vector<int64_t>&
 
 }  // namespace
 
-std::vector<Bucket> make_buckets(const std::vector<int64_t>& sizes, int64_t limit, int64_t ranks) {
+std::vector<Bucket> make_buckets(const std::vector<model::ParameterSpec>& specs, int64_t limit,
+                                 int64_t ranks) {
   std::vector<Bucket> buckets;
-  for (size_t parameter = sizes.size(); parameter-- > 0;) {
-    const int64_t aligned = round_up(sizes[parameter], kAlignment);
-    if (buckets.empty() || buckets.back().size + aligned > limit) buckets.emplace_back();
-    Bucket& bucket = buckets.back();
-    bucket.entries.push_back({parameter, bucket.size, sizes[parameter]});
+  std::array<std::optional<size_t>, 2> open;  // the bucket being filled: of matrices, of the others
+  for (size_t parameter = specs.size(); parameter-- > 0;) {
+    const int64_t size = specs[parameter].size(), aligned = round_up(size, kAlignment);
+    std::optional<size_t>& own = open[specs[parameter].is_matrix ? 0 : 1];
+    if (!own || buckets[*own].size + aligned > limit) {
+      own = buckets.size();
+      buckets.emplace_back();
+    }
+    Bucket& bucket = buckets[*own];
+    bucket.entries.push_back({parameter, bucket.size, size});
     bucket.size += aligned;
   }
+  std::sort(buckets.begin(), buckets.end(), [](const Bucket& a, const Bucket& b) {
+    return a.entries.back().parameter > b.entries.back().parameter;
+  });
   for (Bucket& bucket : buckets) bucket.size = round_up(bucket.size, kAlignment * ranks);
   return buckets;
 }
@@ -52,6 +63,14 @@ std::vector<Piece> pieces_of(const Bucket& bucket, int64_t rank, int64_t ranks) 
   for (const BucketEntry& entry : bucket.entries) {
     const int64_t first = std::max(begin, entry.offset), last = std::min(end, entry.offset + entry.size);
     if (first < last) pieces.push_back({entry.parameter, first - entry.offset, last - first, first - begin});
+  }
+  return pieces;
+}
+
+std::vector<Piece> pieces_of(const std::vector<Bucket>& buckets, int64_t rank, int64_t ranks) {
+  std::vector<Piece> pieces;
+  for (const Bucket& bucket : buckets) {
+    for (const Piece& piece : pieces_of(bucket, rank, ranks)) pieces.push_back(piece);
   }
   return pieces;
 }

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "model/weights.h"
+
 namespace oryx::training {
 
 struct BucketEntry {
@@ -23,9 +25,11 @@ struct Bucket {
 constexpr int64_t kBucketBytes = int64_t{25} << 20;
 
 // Buckets of about `limit` elements, filled from the last parameter to the first: the order in which a
-// backward pass comes to them. A parameter is never split. Offsets, and the shares of the ranks, are
-// multiples of 64 elements, so that kernels find them aligned.
-std::vector<Bucket> make_buckets(const std::vector<int64_t>& sizes, int64_t limit, int64_t ranks);
+// backward pass comes to them and completes the buckets. A bucket holds matrices alone or none, as ranks may
+// keep these in another type than the rest. A parameter is never split. Offsets, and the shares of the ranks,
+// are multiples of 64 elements, so that kernels find them aligned.
+std::vector<Bucket> make_buckets(const std::vector<model::ParameterSpec>& specs, int64_t limit,
+                                 int64_t ranks);
 
 // Consecutive elements of one parameter.
 struct Piece {
@@ -37,6 +41,8 @@ struct Piece {
 
 // What of a bucket belongs to `rank`: share number `rank` of `ranks` equal ones.
 std::vector<Piece> pieces_of(const Bucket& bucket, int64_t rank, int64_t ranks);
+// The same of all buckets, one after the other.
+std::vector<Piece> pieces_of(const std::vector<Bucket>& buckets, int64_t rank, int64_t ranks);
 
 // `tensors[i]` for every entry (undefined: zeros) in one flat tensor of the bucket's size.
 at::Tensor flatten(const Bucket& bucket, const std::vector<at::Tensor>& tensors,

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "operators/activations.h"
 
 namespace oryx::training {
 
@@ -20,20 +21,22 @@ struct GradientExchange::Hook : torch::autograd::PostAccumulateGradHook {
   size_t parameter;
 };
 
-GradientExchange::GradientExchange(std::vector<at::Tensor> parameters, ProcessGroup& group, bool shard,
-                                   int64_t bucket_bytes)
-    : parameters_(std::move(parameters)), group_(group), shard_(shard), bucket_of_(parameters_.size()) {
-  std::vector<int64_t> sizes;
+GradientExchange::GradientExchange(std::vector<at::Tensor> parameters, std::vector<Bucket> buckets,
+                                   ProcessGroup& group, bool shard)
+    : parameters_(std::move(parameters)),
+      group_(group),
+      shard_(shard),
+      buckets_(std::move(buckets)),
+      bucket_of_(parameters_.size()) {
+  const at::ScalarType type = operators::gradient_type(parameters_[0]);
   for (const at::Tensor& parameter : parameters_) {
-    expect(parameter.scalar_type() == parameters_[0].scalar_type(), "expected parameters of one type");
-    sizes.push_back(parameter.numel());
+    expect(operators::gradient_type(parameter) == type, "expected parameters with gradients of one type");
   }
-  buckets_ = make_buckets(sizes, bucket_bytes / parameters_[0].element_size(), group.size());
+  options_ = parameters_[0].detach().options().dtype(type);
   for (size_t b = 0; b < buckets_.size(); ++b) {
     for (const BucketEntry& entry : buckets_[b].entries) bucket_of_[entry.parameter] = b;
-    if (!shard_) continue;
-    for (const Piece& piece : pieces_of(buckets_[b], group.rank(), group.size())) pieces_.push_back(piece);
   }
+  if (shard_) pieces_ = pieces_of(buckets_, group.rank(), group.size());
   for (size_t i = 0; i < parameters_.size(); ++i) {
     torch::autograd::impl::set_post_acc_grad_hooks(parameters_[i], std::make_unique<Hook>(this, i));
   }
@@ -67,7 +70,7 @@ void GradientExchange::send(size_t b) {
   const Bucket& bucket = buckets_[b];
   std::vector<at::Tensor> gradients;
   for (const BucketEntry& entry : bucket.entries) gradients.push_back(parameters_[entry.parameter].grad());
-  const at::Tensor flat = flatten(bucket, gradients, parameters_[0].detach().options());
+  const at::Tensor flat = flatten(bucket, gradients, options_);
   if (shard_) {
     for (const BucketEntry& entry : bucket.entries) parameters_[entry.parameter].mutable_grad().reset();
     sums_[b] = at::empty({bucket.size / group_.size()}, flat.options());

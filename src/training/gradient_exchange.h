@@ -13,9 +13,10 @@ namespace oryx::training {
 
 class GradientExchange {
  public:
-  // Leaves of one type that collect gradients. With `shard`, a rank gets the sums of its own pieces only.
-  GradientExchange(std::vector<at::Tensor> parameters, ProcessGroup& group, bool shard,
-                   int64_t bucket_bytes = kBucketBytes);
+  // Leaves that collect gradients of one type, and the buckets they go in. With `shard`, a rank gets the sums
+  // of its own pieces only.
+  GradientExchange(std::vector<at::Tensor> parameters, std::vector<Bucket> buckets, ProcessGroup& group,
+                   bool shard);
   ~GradientExchange();
   GradientExchange(const GradientExchange&) = delete;
   GradientExchange& operator=(const GradientExchange&) = delete;
@@ -50,7 +51,8 @@ class GradientExchange {
   std::vector<at::Tensor> parameters_;
   ProcessGroup& group_;
   const bool shard_;
-  std::vector<Bucket> buckets_;
+  const std::vector<Bucket> buckets_;
+  at::TensorOptions options_;  // of gradients
   std::vector<Piece> pieces_;
   std::vector<size_t> bucket_of_;  // by parameter
 

@@ -30,12 +30,13 @@ Optimizer::Optimizer(model::Weights& weights, const AdamwRates& rates) : rates_(
   }
 }
 
-Optimizer::Optimizer(model::Weights& weights, const AdamwRates& rates, const std::vector<Piece>& pieces)
+Optimizer::Optimizer(model::Weights& weights, const AdamwRates& rates, const std::vector<Piece>& pieces,
+                     const std::vector<at::Tensor>& masters)
     : rates_(rates) {
   for (auto& [name, tensor] : weights.entries()) tensor.set_requires_grad(true);
-  for (const Piece& piece : pieces) {
-    const auto& [name, tensor] = weights.entries()[piece.parameter];
-    add(name, tensor.detach().view({-1}).narrow(0, piece.begin, piece.size), tensor.dim() > 1);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto& [name, tensor] = weights.entries()[pieces[i].parameter];
+    add(name, masters[i], tensor.dim() > 1);
   }
 }
 

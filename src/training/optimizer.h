@@ -44,8 +44,9 @@ class Optimizer {
   Optimizer(model::Weights& weights, const AdamwRates& rates);
 
   // Updates the given pieces of the weights only, and holds the moments of these alone: other ranks do the
-  // rest.
-  Optimizer(model::Weights& weights, const AdamwRates& rates, const std::vector<Piece>& pieces);
+  // rest. `masters`, one flat tensor a piece, are what it updates; the weights are for their user to keep up.
+  Optimizer(model::Weights& weights, const AdamwRates& rates, const std::vector<Piece>& pieces,
+            const std::vector<at::Tensor>& masters);
 
   // √Σg² over all parameters. A parameter that no token used counts as zero.
   double gradient_norm() const;
@@ -68,7 +69,8 @@ class Optimizer {
   // `first_moment.NAME` and `second_moment.NAME` for every parameter: the tensors themselves, not copies.
   std::vector<std::pair<std::string, at::Tensor>> moments() const;
 
-  // In the order of the parameters, or of the pieces.
+  // In the order of the parameters, or of the pieces: what is updated, and the moments.
+  const std::vector<at::Tensor>& parameters() const { return parameters_; }
   const std::vector<at::Tensor>& first_moments() const { return first_moments_; }
   const std::vector<at::Tensor>& second_moments() const { return second_moments_; }
 

@@ -3,6 +3,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Context.h>
+#include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -73,6 +74,15 @@ class Problem {
     for (auto& [name, tensor] : weights.entries()) all.push_back(tensor.set_requires_grad(true));
     return all;
   }
+  std::vector<model::ParameterSpec> specs() const {
+    std::vector<model::ParameterSpec> all;
+    for (const auto& [name, tensor] : weights.entries()) {
+      all.push_back({name, tensor.sizes().vec(), model::Initialisation::zeros, tensor.dim() > 1, ""});
+    }
+    return all;
+  }
+  // Most parameters get a bucket of their own.
+  std::vector<Bucket> buckets(int64_t ranks) const { return make_buckets(specs(), 128, ranks); }
   // Rank r alone does not use parameter r; nobody uses parameter 3.
   at::Tensor loss(int64_t rank, int64_t pass) {
     at::Tensor sum = at::zeros({}, weights.entries()[0].second.detach().options());
@@ -86,7 +96,6 @@ class Problem {
 };
 
 constexpr int64_t kPasses = 2;
-constexpr int64_t kTinyBuckets = 128 * 8;  // bytes: most parameters get their own
 
 // What one rank on its own would have.
 std::vector<at::Tensor> gradients_of_all(Problem& problem, int64_t ranks) {
@@ -107,7 +116,7 @@ TEST_P(RanksTest, GradientsAreSummed) {
   const std::vector<at::Tensor> expected = gradients_of_all(alone, ranks);
   run([&](ProcessGroup& group) {
     Problem problem(options());
-    GradientExchange exchange(problem.parameters(), group, /*shard=*/false, kTinyBuckets);
+    GradientExchange exchange(problem.parameters(), problem.buckets(ranks), group, /*shard=*/false);
     EXPECT_GT(exchange.buckets().size(), 3u);
     size_t early = 0;
     while (exchange.buckets()[early].entries.back().parameter > 3) ++early;
@@ -143,8 +152,13 @@ TEST_P(RanksTest, AnOptimizerInPartsIsTheWhole) {
   formats::NamedTensors stored;
   run([&](ProcessGroup& group) {
     Problem problem(options());
-    GradientExchange exchange(problem.parameters(), group, /*shard=*/true, kTinyBuckets);
-    auto optimizer = std::make_unique<Optimizer>(problem.weights, AdamwRates{}, exchange.pieces());
+    GradientExchange exchange(problem.parameters(), problem.buckets(ranks), group, /*shard=*/true);
+    const auto make_optimizer = [&] {
+      const std::vector<at::Tensor> masters =
+          take_masters(problem.weights, problem.specs(), at::kDouble, exchange.pieces());
+      return std::make_unique<Optimizer>(problem.weights, AdamwRates{}, exchange.pieces(), masters);
+    };
+    auto optimizer = make_optimizer();
     for (int64_t step = 0; step < 3; ++step) {
       for (int64_t pass = 0; pass < kPasses; ++pass) {
         if (pass + 1 == kPasses) exchange.expect_last_pass();
@@ -154,12 +168,12 @@ TEST_P(RanksTest, AnOptimizerInPartsIsTheWhole) {
       const at::Tensor norm = optimizer->clip_and_update(step, 0.01, 1.0, exchange.gradients(), group);
       EXPECT_NEAR(norm.item<double>(), norms[step], 1e-12 * norms[step]);
       exchange.clear();
-      share_weights(problem.weights, exchange.buckets(), group);
+      share_weights(problem.weights, *optimizer, exchange.buckets(), group);
       if (step == 1) {  // stored and brought back: as if nothing had been
         const formats::NamedTensors moments =
             gather_moments(*optimizer, problem.weights, exchange.buckets(), group);
         EXPECT_EQ(moments.empty(), !group.leads());
-        optimizer = std::make_unique<Optimizer>(problem.weights, AdamwRates{}, exchange.pieces());
+        optimizer = make_optimizer();
         scatter_moments(moments, *optimizer, problem.weights, exchange.buckets(), group);
       }
     }
@@ -177,6 +191,31 @@ TEST_P(RanksTest, AnOptimizerInPartsIsTheWhole) {
     EXPECT_EQ(stored[i].first, expected[i].first);
     EXPECT_TRUE(stored[i].second.allclose(expected[i].second.cpu(), 1e-12, 1e-14)) << stored[i].first;
   }
+}
+
+// Weights that are rounded for the products, their originals in parts.
+TEST_P(RanksTest, MastersInParts) {
+  const int64_t ranks = GetParam().ranks;
+  run([&](ProcessGroup& group) {
+    Problem problem(options().dtype(at::kFloat)), whole(options().dtype(at::kFloat));
+    const std::vector<Bucket> buckets = problem.buckets(ranks);
+    const std::vector<Piece> pieces = pieces_of(buckets, group.rank(), ranks);
+    const std::vector<at::Tensor> masters =
+        take_masters(problem.weights, problem.specs(), at::kBFloat16, pieces);
+    const Optimizer optimizer(problem.weights, {}, pieces, masters);
+    const at::NoGradGuard no_grad;
+    for (const at::Tensor& master : masters) master.mul_(3.14159);
+    share_weights(problem.weights, optimizer, buckets, group);
+    const model::Weights gathered = gather_masters(optimizer, problem.weights, buckets, group);
+    EXPECT_EQ(gathered.entries().size(), group.leads() ? whole.weights.entries().size() : 0);
+    for (size_t i = 0; i < whole.weights.entries().size(); ++i) {
+      const at::Tensor expected = whole.weights.entries()[i].second * 3.14159;
+      const at::Tensor& ours = problem.weights.entries()[i].second;
+      EXPECT_EQ(ours.scalar_type(), expected.dim() > 1 ? at::kBFloat16 : at::kFloat);
+      EXPECT_TRUE(ours.equal(expected.to(ours.scalar_type()))) << i;
+      EXPECT_TRUE(!group.leads() || gathered.entries()[i].second.equal(expected.cpu())) << i;
+    }
+  });
 }
 
 INSTANTIATE_TEST_SUITE_P(Gloo, RanksTest,

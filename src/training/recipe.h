@@ -94,7 +94,8 @@ struct TrainingOptions {
     visitor("validation_mixed", validation_mixed, "also validate under schedules drawn as in training");
     visitor("checkpoint_every", checkpoint_every, "steps; 0 for only at the end");
     visitor("checkpoints_to_keep", checkpoints_to_keep, "the newest ones");
-    visitor("shard_optimizer", shard_optimizer, "with several ranks: each holds a part of the moments");
+    visitor("shard_optimizer", shard_optimizer,
+            "with several ranks: each holds a part of the moments and of float32 originals");
     visitor("timeout_seconds", timeout_seconds, "with several ranks: how long one waits for the others");
   }
 };

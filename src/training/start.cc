@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "formats/json.h"
+#include "operators/activations.h"
 #include "training/sharding.h"
 
 namespace oryx::training {
@@ -103,7 +104,8 @@ void restore_moments(const std::optional<fs::path>& checkpoint, bool shard, Opti
   if (checkpoint) {
     for (const char* kind : {"first_moment.", "second_moment."}) {
       for (const auto& [name, tensor] : weights.entries()) {
-        whole.emplace_back(kind + name, at::empty(tensor.sizes(), tensor.scalar_type()));
+        whole.emplace_back(kind + name,
+                           at::empty(tensor.sizes(), operators::accumulate_type(tensor.scalar_type())));
       }
     }
     load_moments(*checkpoint, whole);

@@ -6,6 +6,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <utility>
 
 #include "base/device_copy.h"
 #include "base/error.h"
@@ -46,8 +47,7 @@ class Trainer {
         run_(leads() ? std::make_unique<RunDirectory>(recipe_.run.directory) : nullptr),
         checkpoint_(run_ ? run_->latest() : std::nullopt),
         step_(shared("step", checkpoint_ ? matching_state(*checkpoint_, recipe_, identity_).step : 0)),
-        model_(recipe_.model, starting_weights(recipe_, checkpoint_, device, group_),
-               recipe_.compute_dtype()),
+        model_(recipe_.model, make_weights(device), recipe_.compute_dtype()),
         exchange_(make_exchange()),
         optimizer_(make_optimizer()),
         rate_{recipe_.training.learning_rate, recipe_.training.minimum_learning_rate,
@@ -75,6 +75,8 @@ class Trainer {
   int64_t shared(const std::string& key, int64_t number) const {
     return group_ ? std::stoll(group_->share(key, std::to_string(number))) : number;
   }
+  std::vector<Bucket> make_buckets() const;
+  model::Weights make_weights(c10::Device device);
   std::unique_ptr<GradientExchange> make_exchange();
   Optimizer make_optimizer();
 
@@ -101,7 +103,8 @@ class Trainer {
   const Share share_;                        // of the sequences of every batch
   const std::unique_ptr<RunDirectory> run_;  // of rank 0, as the metrics and the checkpoint
   std::optional<fs::path> checkpoint_;
-  int64_t step_;  // updates made
+  int64_t step_;                     // updates made
+  std::vector<at::Tensor> masters_;  // from make_weights() to the optimizer, where each rank has its part
   model::LanguageModel model_;
   const std::unique_ptr<GradientExchange> exchange_;  // with a group
   Optimizer optimizer_;
@@ -114,18 +117,32 @@ class Trainer {
   const Clock::time_point begin_ = Clock::now();
 };
 
+std::vector<Bucket> Trainer::make_buckets() const {
+  const auto element = static_cast<int64_t>(c10::elementSize(recipe_.weight_dtype()));
+  return training::make_buckets(model::parameter_specs(recipe_.model), kBucketBytes / element,
+                                group_->size());
+}
+
+model::Weights Trainer::make_weights(c10::Device device) {
+  model::Weights weights = starting_weights(recipe_, checkpoint_, device, group_);
+  if (!shards()) return weights;
+  const std::vector<Piece> pieces = pieces_of(make_buckets(), group_->rank(), group_->size());
+  masters_ = take_masters(weights, model::parameter_specs(recipe_.model), recipe_.compute_dtype(), pieces);
+  return weights;
+}
+
 std::unique_ptr<GradientExchange> Trainer::make_exchange() {
   if (!group_) return nullptr;
   std::vector<at::Tensor> parameters;
   for (const auto& [name, tensor] : model_.weights().entries()) parameters.push_back(tensor);
-  return std::make_unique<GradientExchange>(std::move(parameters), *group_, shards());
+  return std::make_unique<GradientExchange>(std::move(parameters), make_buckets(), *group_, shards());
 }
 
 Optimizer Trainer::make_optimizer() {
   const TrainingOptions& t = recipe_.training;
   const AdamwRates rates{t.beta1, t.beta2, t.weight_decay};
-  return shards() ? Optimizer(model_.weights(), rates, exchange_->pieces())
-                  : Optimizer(model_.weights(), rates);
+  if (!shards()) return Optimizer(model_.weights(), rates);
+  return Optimizer(model_.weights(), rates, exchange_->pieces(), std::exchange(masters_, {}));
 }
 
 void Trainer::describe() const {
@@ -227,7 +244,7 @@ at::Tensor Trainer::update(double learning_rate) {
   const at::Tensor norm =
       optimizer_.clip_and_update(step_, learning_rate, clip, exchange_->gradients(), *group_);
   exchange_->clear();
-  share_weights(model_.weights(), exchange_->buckets(), *group_);
+  share_weights(model_.weights(), optimizer_, exchange_->buckets(), *group_);
   return norm;
 }
 
@@ -305,6 +322,9 @@ bool Trainer::validate_if_due() {
 }
 
 void Trainer::save() {
+  const model::Weights weights =
+      shards() ? gather_masters(optimizer_, model_.weights(), exchange_->buckets(), *group_)
+               : model_.weights();
   const formats::NamedTensors moments =
       shards() ? gather_moments(optimizer_, model_.weights(), exchange_->buckets(), *group_)
                : optimizer_.moments();
@@ -315,8 +335,7 @@ void Trainer::save() {
   state.data_position = step_ * recipe_.batch_sequences();
   state.data = identity_;
   state.recipe = recipe_.to_table();
-  run_->save(state, recipe_.model, model_.weights(), moments, tokenizer_file_,
-             recipe_.training.checkpoints_to_keep);
+  run_->save(state, recipe_.model, weights, moments, tokenizer_file_, recipe_.training.checkpoints_to_keep);
   checkpoint_ = run_->latest();
 }
 

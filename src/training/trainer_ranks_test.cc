@@ -52,11 +52,12 @@ class TrainerRanks : public testing::TestWithParam<c10::Device> {
   }
   ~TrainerRanks() override { fs::remove_all(path_); }
 
-  Recipe recipe(const std::string& directory, bool sharded) const {
+  Recipe recipe(const std::string& directory, const std::string& dtype, bool sharded) const {
     const std::string file = (path_ / "recipe.toml").string();
     Recipe recipe = read_recipe(formats::read_recipe(file), file);
     recipe.data.train = recipe.data.validation = {(path_ / "data").string()};
     recipe.run.directory = (path_ / directory).string();
+    recipe.training.dtype = dtype;
     recipe.training.shard_optimizer = sharded;
     return recipe;
   }
@@ -68,30 +69,33 @@ class TrainerRanks : public testing::TestWithParam<c10::Device> {
 TEST_P(TrainerRanks, AGroupOfOneTrainsAsAProcessOnItsOwn) {
   const c10::Device device = GetParam();
   if (device.is_cuda() && !at::hasCUDA()) GTEST_SKIP() << "no GPU here";
-  const Outcome alone = train(recipe("alone", false), device, stop_);
-  for (const bool sharded : {false, true}) {
-    const Recipe chosen = recipe(sharded ? "sharded" : "group", sharded);
-    Outcome outcome;
-    // Stopped after the first step and gone on with, so that moments go to a file and back.
-    const std::atomic<bool> stop_at_once{true};
-    Recipe beginning = chosen;
-    beginning.data.validation.clear();  // or it would stop in the validation before
-    testing_with_ranks(
-        1, device, [&](ProcessGroup& group) { outcome = train(beginning, device, stop_at_once, &group); });
-    EXPECT_EQ(outcome.steps, 1);
-    testing_with_ranks(1, device,
-                       [&](ProcessGroup& group) { outcome = train(chosen, device, stop_, &group); });
-    EXPECT_EQ(outcome.steps, 6);
-    for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
-      const auto ours = formats::TensorFiles::open((outcome.model / file).string());
-      const auto theirs = formats::TensorFiles::open((alone.model / file).string());
-      ASSERT_EQ(ours.names(), theirs.names());
-      for (const std::string& name : theirs.names()) {
-        const at::Tensor a = ours.tensor(name), b = theirs.tensor(name);
-        if (device.is_cpu()) {
-          EXPECT_TRUE(a.equal(b)) << file << ": " << name;
-        } else {
-          EXPECT_LE((a - b).norm().item<double>(), 1e-3 * b.norm().item<double>() + 1e-9) << name;
+  for (const std::string dtype : {"float32", "bfloat16"}) {
+    const Outcome alone = train(recipe("alone-" + dtype, dtype, false), device, stop_);
+    for (const bool sharded : {false, true}) {
+      const Recipe chosen = recipe((sharded ? "sharded-" : "group-") + dtype, dtype, sharded);
+      Outcome outcome;
+      // Stopped after the first step and gone on with, so that weights and moments go to a file and back.
+      const std::atomic<bool> stop_at_once{true};
+      Recipe beginning = chosen;
+      beginning.data.validation.clear();  // or it would stop in the validation before
+      testing_with_ranks(
+          1, device, [&](ProcessGroup& group) { outcome = train(beginning, device, stop_at_once, &group); });
+      EXPECT_EQ(outcome.steps, 1);
+      testing_with_ranks(1, device,
+                         [&](ProcessGroup& group) { outcome = train(chosen, device, stop_, &group); });
+      EXPECT_EQ(outcome.steps, 6);
+      for (const char* file : {"model.safetensors", "optimizer.safetensors"}) {
+        const auto ours = formats::TensorFiles::open((outcome.model / file).string());
+        const auto theirs = formats::TensorFiles::open((alone.model / file).string());
+        ASSERT_EQ(ours.names(), theirs.names());
+        for (const std::string& name : theirs.names()) {
+          const at::Tensor a = ours.tensor(name), b = theirs.tensor(name);
+          EXPECT_EQ(a.scalar_type(), at::kFloat) << name;
+          if (device.is_cpu()) {
+            EXPECT_TRUE(a.equal(b)) << dtype << ' ' << file << ": " << name;
+          } else {
+            EXPECT_LE((a - b).norm().item<double>(), 1e-3 * b.norm().item<double>() + 1e-9) << name;
+          }
         }
       }
     }

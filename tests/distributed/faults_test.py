@@ -1,7 +1,7 @@
 """A rank that fails, is killed or hangs, or does not fit the others: every rank ends within a bounded time with one line
 that names the rank and the cause, the last checkpoint is whole, and the same command goes on from it.
 
-usage: faults_test.py ORYX [unittest arguments]
+usage: faults_test.py ORYX [unittest arguments]      ORYX_TEST_DEVICE=cuda: over NCCL, on two GPUs
 """
 
 import json
@@ -12,9 +12,10 @@ import time
 import unittest
 from pathlib import Path
 
-from ranks import RanksTest, free_port, sentences, write_shards
+from ranks import DEVICE, RanksTest, free_port, sentences, write_shards
 
-QUICK = "training.timeout_seconds=4"
+SECONDS = 4 if DEVICE == "cpu" else 20  # a GPU takes its time to start
+QUICK = f"training.timeout_seconds={SECONDS}"
 LONG = ("training.steps=4000", "training.checkpoint_every=10", "training.validation_every=0")
 
 
@@ -57,7 +58,7 @@ class FaultsTest(RanksTest):
 
     def test_a_rank_that_never_comes(self):
         self.assert_lines(self.start_pair(self.root / "missing", QUICK, sizes=(3, 3)),
-                          ("2 of 3 ranks came within 4 s", "rank 2 did not"), ("rank 0 failed", "rank 2 did not"))
+                          (f"2 of 3 ranks came within {SECONDS} s", "rank 2 did not"), ("rank 0 failed", "rank 2 did not"))
 
     def test_two_processes_of_one_rank(self):
         port, run = free_port(), self.root / "twins"
@@ -121,6 +122,7 @@ class FaultsTest(RanksTest):
         self.end(ranks[0])
         self.assert_one_line(left, "rank 1 of 2", "rank 0")
 
+    @unittest.skipIf(DEVICE != "cpu", "a GPU maps more than the limit from the start")
     def test_a_rank_without_memory(self):
         def size(process):
             status = Path(f"/proc/{process.pid}/status").read_text()

@@ -1,4 +1,7 @@
-"""What the tests of several ranks share: tiny data and recipes, and starting ranks by torchrun or one by one."""
+"""What the tests of several ranks share: tiny data and recipes, and starting ranks by torchrun or one by one.
+
+ORYX_TEST_DEVICE=cuda: ranks on GPUs over NCCL, two of them, which is how many GPUs it takes.
+"""
 
 import json
 import os
@@ -17,6 +20,11 @@ from safetensors.numpy import load_file, save_file
 
 ORYX = Path(sys.argv.pop(1)).resolve() if len(sys.argv) > 1 else Path("build/oryx").resolve()
 TORCHRUN = Path(sys.executable).parent / "torchrun"
+DEVICE = os.environ.get("ORYX_TEST_DEVICE", "cpu")
+MANY = 4 if DEVICE == "cpu" else 2
+# The type in which runs of different numbers of ranks are compared closely, and how closely.
+EXACT, EXACT_TOLERANCE = ("float64", 1e-9) if DEVICE == "cpu" else ("float32", 1e-3)
+CLOSE = 2e-4 if DEVICE == "cpu" else 1e-3  # of float32
 STEPS = 24
 TIMING_KEYS = {"seconds", "tokens_per_second"}
 # Threads that spin between the tiny products of this model take the processor from each other.
@@ -54,7 +62,7 @@ timeout_seconds = 60
 [run]
 directory = "{run}"
 seed = 3
-device = "cpu"
+device = "{device}"
 """
 
 
@@ -99,7 +107,7 @@ class RanksTest(unittest.TestCase):
 
     def command(self, run, *overrides, mixer="ssd", steps=STEPS):
         recipe = self.root / f"{run.name}-{mixer}-{steps}.toml"
-        recipe.write_text(RECIPE.format(data=self.data, run=run, mixer=mixer, steps=steps))
+        recipe.write_text(RECIPE.format(device=DEVICE, data=self.data, run=run, mixer=mixer, steps=steps))
         return [str(ORYX), "train", str(recipe), "--json", *overrides]
 
     def start(self, ranks, run, *overrides, **options):
@@ -160,9 +168,12 @@ class RanksTest(unittest.TestCase):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         return [{k: v for k, v in line.items() if k not in TIMING_KEYS} for line in lines]
 
-    def assert_same_bytes(self, run, other):
+    def assert_same_weights(self, run, other):
         for name in ("model.safetensors", "optimizer.safetensors", "config.json"):
             self.assertEqual((run / "latest" / name).read_bytes(), (other / "latest" / name).read_bytes(), name)
+
+    def assert_same_bytes(self, run, other):
+        self.assert_same_weights(run, other)
         self.assertEqual(self.metrics(run), self.metrics(other))
 
     def assert_close(self, run, other, tolerance):
