@@ -2,10 +2,13 @@
 // and operators beside their floors.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <memory>
+#include <optional>
 
 #include "base/error.h"
 #include "cli/benchmark_operators.h"
@@ -13,11 +16,16 @@
 #include "cli/measure.h"
 #include "cli/model_source.h"
 #include "cli/options.h"
+#include "cli/ranks.h"
 #include "formats/json.h"
 #include "model/language_model.h"
+#include "operators/activations.h"
 #include "schedule/schedule.h"
 #include "schedule/training_draw.h"
+#include "training/buckets.h"
+#include "training/gradient_exchange.h"
 #include "training/optimizer.h"
+#include "training/sharding.h"
 
 namespace oryx::cli {
 
@@ -34,7 +42,7 @@ struct Options {
   std::string filter;
   int64_t batch = 8, length = 2048, context = 2048, tokens = 32, repeats = 5, heads = 16, head_dim = 128,
           prompts = 1;
-  bool all_logits = false, json = false, profile = false, recompute = false;
+  bool all_logits = false, json = false, profile = false, recompute = false, shard = false;
 };
 
 struct Timing {
@@ -43,6 +51,13 @@ struct Timing {
   int64_t tokens_per_repeat = 0;
   std::vector<double> seconds;   // one a repeat
   double model_flops_share = 0;  // of the device's rate of matrix products; 0 where not measured
+  struct Exchange {
+    int64_t ranks = 1;
+    // Medians of what a step waits for sums after its backward pass, and of the step: as training has it, and
+    // with nothing sent before that pass has ended.
+    double wait = 0, wait_begun_after = 0, step = 0, step_begun_after = 0;
+  };
+  std::optional<Exchange> exchange = {};  // with several ranks
 };
 
 // The parts of a training step, by what the names of their kernels (and of the kernels' arguments) contain;
@@ -114,6 +129,13 @@ void report(const Options& options, Timing timing) {
     table.set("tokens_per_second", Value{best});
     table.set("median_tokens_per_second", Value{median});
     if (timing.model_flops_share > 0) table.set("model_flops_share", Value{timing.model_flops_share});
+    if (const auto& exchange = timing.exchange) {
+      table.set("ranks", Value{exchange->ranks});
+      table.set("step_seconds", Value{exchange->step});
+      table.set("exchange_wait_seconds", Value{exchange->wait});
+      table.set("step_seconds_begun_after", Value{exchange->step_begun_after});
+      table.set("exchange_wait_seconds_begun_after", Value{exchange->wait_begun_after});
+    }
     table.set("peak_memory_bytes", Value{peak_memory(options.compute.resolve_device())});
     fmt::print("{}\n", formats::to_json(table));
   } else {
@@ -123,6 +145,13 @@ void report(const Options& options, Timing timing) {
     if (timing.model_flops_share > 0) {
       fmt::print("products with weights: {:.1f} % of the measured rate of matrix products\n",
                  100 * timing.model_flops_share);
+    }
+    if (const auto& exchange = timing.exchange) {
+      fmt::print(
+          "exchange over {} ranks: {:.2f} ms of a step of {:.2f} ms not hidden by backward; begun after it "
+          "{:.2f} ms of {:.2f} ms\n",
+          exchange->ranks, 1e3 * exchange->wait, 1e3 * exchange->step, 1e3 * exchange->wait_begun_after,
+          1e3 * exchange->step_begun_after);
     }
   }
 }
@@ -156,45 +185,141 @@ double training_flops(const model::ModelConfig& config, const Options& options) 
   return 6 * weights * static_cast<double>(tokens);
 }
 
-void benchmark_train(const Options& options) {
-  const model::ModelConfig config = read_model_config(options.source, options.overrides);
-  const at::ScalarType dtype = options.compute.resolve_dtype();
-  const at::Device device = options.compute.resolve_device();
-  const at::ScalarType master = dtype == at::kDouble ? at::kDouble : at::kFloat;
-  model::LanguageModel language_model(config, random_weights(config, master, device), dtype);
-  language_model.set_recompute_layers(options.recompute);
-  training::Optimizer optimizer(language_model.weights(), {});
+// What benchmark_train steps: a model and its optimizer, alone or with the other ranks as training has it.
+class TrainSubject {
+ public:
+  TrainSubject(const Options& options, at::Device device, training::ProcessGroup* group)
+      : options_(options),
+        config_(read_model_config(options.source, options.overrides)),
+        specs_(model::parameter_specs(config_)),
+        device_(device),
+        group_(group),
+        waits_(device) {
+    const at::ScalarType dtype = options.compute.resolve_dtype(), master = operators::accumulate_type(dtype);
+    model::Weights weights = random_weights(config_, master, device);
+    std::vector<training::Bucket> buckets;
+    std::vector<at::Tensor> masters;
+    if (group_) {
+      const int64_t limit = training::kBucketBytes / static_cast<int64_t>(c10::elementSize(master));
+      buckets = training::make_buckets(specs_, limit, group_->size());
+    }
+    const std::vector<training::Piece> pieces =
+        shards() ? pieces_of(buckets, group_->rank(), group_->size()) : std::vector<training::Piece>();
+    if (shards()) masters = training::take_masters(weights, specs_, dtype, pieces);
+    model_ = std::make_unique<model::LanguageModel>(config_, std::move(weights), dtype);
+    model_->set_recompute_layers(options.recompute);
+    optimizer_ = shards() ? std::make_unique<training::Optimizer>(model_->weights(), rates_, pieces, masters)
+                          : std::make_unique<training::Optimizer>(model_->weights(), rates_);
+    if (!group_) return;
+    std::vector<at::Tensor> parameters;
+    for (const auto& [name, tensor] : model_->weights().entries()) parameters.push_back(tensor);
+    exchange_ = std::make_unique<training::GradientExchange>(parameters, buckets, *group_, shards());
+  }
 
-  Timing timing{
-      "train", options.schedule.empty() ? "drawn" : options.schedule, options.batch * options.length, {}};
-  int64_t step = 0;
-  const auto train_step = [&] {
-    const at::Tensor tokens = random_tokens(config, options.batch, options.length + 1, device);
+  const model::ModelConfig& config() const { return config_; }
+
+  // `overlap`: whether sums are begun while backward goes on.
+  void step(bool overlap) {
+    const at::Tensor tokens = random_tokens(config_, options_.batch, options_.length + 1, device_);
+    const at::Tensor hidden = model_->hidden(tokens.narrow(1, 0, options_.length), spans());
+    const at::Tensor targets = tokens.narrow(1, 1, options_.length).reshape({-1});
+    const double scale = 1.0 / static_cast<double>(options_.batch * options_.length * ranks());
+    const at::Tensor loss = model_->loss(hidden, targets, scale).first;
+    if (exchange_ && overlap) exchange_->expect_last_pass();
+    loss.backward();
+    if (exchange_) {
+      waits_.start();
+      if (!overlap) exchange_->expect_last_pass();
+      exchange_->finish();
+      waits_.stop();
+    }
+    update();
+  }
+
+  int64_t ranks() const { return group_ ? group_->size() : 1; }
+  Stopwatch& waits() { return waits_; }
+
+ private:
+  bool shards() const { return group_ && options_.shard; }
+
+  std::vector<ModeSpans> spans() const {
     std::vector<ModeSpans> spans;
-    for (int64_t b = 0; b < options.batch; ++b) {
-      if (!options.schedule.empty()) {
-        spans.push_back(schedule::Schedule::parse(options.schedule).spans(options.length, options.length));
-      } else if (config.is_switchable()) {
-        spans.push_back(schedule::draw({}, options.length, /*seed=*/1, step, b));
+    for (int64_t b = 0; b < options_.batch; ++b) {
+      if (!options_.schedule.empty()) {
+        spans.push_back(schedule::Schedule::parse(options_.schedule).spans(options_.length, options_.length));
+      } else if (config_.is_switchable()) {
+        spans.push_back(schedule::draw({}, options_.length, /*seed=*/1, step_, b));
       } else {
         spans.push_back(
-            schedule::Schedule::parse(default_schedule(config)).spans(options.length, options.length));
+            schedule::Schedule::parse(default_schedule(config_)).spans(options_.length, options_.length));
       }
     }
-    const at::Tensor hidden = language_model.hidden(tokens.narrow(1, 0, options.length), spans);
-    const at::Tensor targets = tokens.narrow(1, 1, options.length).reshape({-1});
-    const double scale = 1.0 / static_cast<double>(timing.tokens_per_repeat);
-    language_model.loss(hidden, targets, scale).first.backward();
-    optimizer.clip_and_update(step++, 1e-4, 1.0);
-    optimizer.clear_gradients();
-  };
-  timing.seconds = time_calls(device, device.is_cpu() ? 1 : 3, options.repeats, train_step);
-  if (!device.is_cpu()) {
-    const double products = measure_ceilings(device, dtype).flops_per_second;
-    timing.model_flops_share = training_flops(config, options) / median(timing.seconds) / products;
+    return spans;
   }
-  report(options, timing);
-  if (options.profile) print_profile(profile_kernels(device, train_step));
+
+  void update() {
+    if (!shards()) {
+      optimizer_->clip_and_update(step_++, 1e-4, 1.0);
+      return optimizer_->clear_gradients();
+    }
+    optimizer_->clip_and_update(step_++, 1e-4, 1.0, exchange_->gradients(), *group_);
+    exchange_->clear();
+    training::share_weights(model_->weights(), *optimizer_, exchange_->buckets(), *group_);
+  }
+
+  const Options& options_;
+  const model::ModelConfig config_;
+  const std::vector<model::ParameterSpec> specs_;
+  const at::Device device_;
+  training::ProcessGroup* const group_;  // null: a process on its own
+  const training::AdamwRates rates_;
+  Stopwatch waits_;  // for the sums, from the end of a backward pass on
+  std::unique_ptr<model::LanguageModel> model_;
+  std::unique_ptr<training::Optimizer> optimizer_;
+  std::unique_ptr<training::GradientExchange> exchange_;
+  int64_t step_ = 0;
+};
+
+void benchmark_train(const Options& options, const training::Launch& launch, training::ProcessGroup* group) {
+  const at::Device device = device_of(launch, options.compute.resolve_device());
+  const c10::DeviceGuard guard(device);
+  if (group) group->start(device, std::chrono::seconds(600));
+  TrainSubject subject(options, device, group);
+  const int64_t warmup = device.is_cpu() ? 1 : 3;
+  Timing timing{"train",
+                options.schedule.empty() ? "drawn" : options.schedule,
+                options.batch * options.length * subject.ranks(),
+                {}};
+  timing.seconds = time_calls(device, warmup, options.repeats, [&] { subject.step(/*overlap=*/true); });
+  if (!device.is_cpu()) {
+    const double products = measure_ceilings(device, options.compute.resolve_dtype()).flops_per_second;
+    timing.model_flops_share = training_flops(subject.config(), options) / median(timing.seconds) / products;
+  }
+  if (group) {
+    const auto median_wait = [&] {
+      const std::vector<double> waits = subject.waits().take();
+      return median({waits.end() - options.repeats, waits.end()});
+    };
+    Timing::Exchange exchange{
+        .ranks = subject.ranks(), .wait = median_wait(), .step = median(timing.seconds)};
+    exchange.step_begun_after =
+        median(time_calls(device, warmup, options.repeats, [&] { subject.step(/*overlap=*/false); }));
+    exchange.wait_begun_after = median_wait();
+    timing.exchange = exchange;
+  }
+  const bool leads = !group || group->leads();
+  if (leads) report(options, timing);
+  if (options.profile) {
+    const std::vector<KernelTime> kernels = profile_kernels(device, [&] { subject.step(/*overlap=*/true); });
+    if (leads) print_profile(kernels);
+  }
+  if (group) group->leave();
+}
+
+void benchmark_train(const Options& options) {
+  as_launched([&](const training::Launch& launch, training::ProcessGroup* group) {
+    benchmark_train(options, launch, group);
+  });
 }
 
 // A model of random weights and the schedule it runs under.
@@ -318,13 +443,14 @@ CLI::Option* count(CLI::App* command, const std::string& flag, int64_t& value, c
 void add_benchmark(CLI::App& app) {
   CLI::App* benchmark = app.add_subcommand("benchmark", "Time training, prefill, decoding and operators");
   benchmark->require_subcommand(1);
-  add(benchmark, "train", "A step: forward, backward, clip, AdamW", benchmark_train,
-      [](CLI::App* command, Options& options) {
+  add(benchmark, "train", "A step: forward, backward, clip, AdamW; under torchrun with its exchange",
+      benchmark_train, [](CLI::App* command, Options& options) {
         add_source(command, options);
         count(command, "--batch", options.batch, "sequences");
         count(command, "--length", options.length, "tokens of a sequence");
         command->add_flag("--recompute", options.recompute,
                           "run layers again in backward: training.recompute");
+        command->add_flag("--shard-optimizer", options.shard, "under torchrun: training.shard_optimizer");
         command->add_flag("--profile", options.profile, "a table of a GPU's time by part and kernel");
       });
   add(benchmark, "prefill", "A prompt up to its first new token", benchmark_prefill,

@@ -1,7 +1,6 @@
 #include "cli/measure.h"
 
 #include <ATen/DeviceAccelerator.h>
-#include <c10/core/Event.h>
 #include <sys/resource.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
@@ -52,6 +51,24 @@ std::vector<double> time_calls(c10::Device device, int64_t warmup, int64_t repea
 double median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
+}
+
+void Stopwatch::mark() {
+  if (device_.is_cpu()) return times_.push_back(now());
+  events_.emplace_back(device_.type(), c10::EventFlag::BACKEND_DEFAULT);
+  events_.back().record(at::accelerator::getCurrentStream(device_.index()));
+}
+
+std::vector<double> Stopwatch::take() {
+  synchronize(device_);
+  std::vector<double> laps;
+  for (size_t i = 0; i + 1 < times_.size(); i += 2) laps.push_back(times_[i + 1] - times_[i]);
+  for (size_t i = 0; i + 1 < events_.size(); i += 2) {
+    laps.push_back(1e-3 * events_[i].elapsedTime(events_[i + 1]));
+  }
+  times_.clear();
+  events_.clear();
+  return laps;
 }
 
 int64_t peak_memory(c10::Device device) {

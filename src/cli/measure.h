@@ -2,6 +2,7 @@
 #pragma once
 
 #include <c10/core/Device.h>
+#include <c10/core/Event.h>
 
 #include <functional>
 #include <string>
@@ -18,6 +19,23 @@ std::vector<double> time_calls(c10::Device device, int64_t warmup, int64_t repea
                                const std::function<void()>& call);
 
 double median(std::vector<double> values);
+
+// Laps within calls that time_calls() measures, on the same time line.
+class Stopwatch {
+ public:
+  explicit Stopwatch(c10::Device device) : device_(device) {}
+  void start() { mark(); }
+  void stop() { mark(); }
+  // Of every lap so far, which are forgotten.
+  std::vector<double> take();
+
+ private:
+  void mark();
+
+  c10::Device device_;
+  std::vector<double> times_;       // on a CPU
+  std::vector<c10::Event> events_;  // on a GPU
+};
 
 // The most memory held so far, in bytes: of the process for a CPU, of tensors for a GPU (since
 // reset_peak_memory).

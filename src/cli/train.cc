@@ -1,19 +1,15 @@
 // oryx train RECIPE.toml [section.key=value …]: alone, or as one of the processes that torchrun, srun or
 // mpirun started.
-#include <ATen/Context.h>
-
 #include <cstdio>
-#include <cstdlib>
-#include <exception>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "base/error.h"
 #include "cli/commands.h"
 #include "cli/options.h"
+#include "cli/ranks.h"
 #include "formats/toml.h"
 #include "training/launch.h"
 #include "training/process_group.h"
@@ -57,19 +53,8 @@ void print_text(const training::Outcome& outcome) {
   if (!outcome.model.empty()) fmt::print("model: {}\n", outcome.model.string());
 }
 
-// Of several processes on one machine each takes its own GPU, unless the launcher shows it only one.
-c10::Device device_of(const training::Launch& launch, c10::Device device) {
-  if (!device.is_cuda()) return device;
-  const int64_t visible = at::detail::getCUDAHooks().deviceCount();
-  if (visible == 1) return device;
-  expect(launch.local_rank < visible, "process {} of this machine has no GPU: {} of them are visible",
-         launch.local_rank, visible);
-  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(launch.local_rank));
-}
-
 // Returns whether it was interrupted. `group` is null for a process on its own.
-bool train(const TrainOptions& options, const std::optional<training::Launch>& launch,
-           training::ProcessGroup* group) {
+bool train(const TrainOptions& options, const training::Launch& launch, training::ProcessGroup* group) {
   Table root = formats::read_recipe(options.recipe);
   std::vector<std::string> overrides = options.overrides;
   if (!options.device.empty()) overrides.push_back("run.device=" + options.device);
@@ -82,8 +67,7 @@ bool train(const TrainOptions& options, const std::optional<training::Launch>& l
   compute.device = recipe.run.device;
   compute.dtype = recipe.training.dtype;
   compute.resolve_dtype();
-  c10::Device device = compute.resolve_device();
-  if (launch) device = device_of(*launch, device);
+  const c10::Device device = device_of(launch, compute.resolve_device());
   watch_for_interrupt();
   if (group) group->start(device, std::chrono::seconds(recipe.training.timeout_seconds));
   const training::Outcome outcome = training::train(recipe, device, interrupted(), group);
@@ -95,36 +79,11 @@ bool train(const TrainOptions& options, const std::optional<training::Launch>& l
   return outcome.interrupted;
 }
 
-// One line, and the end: the others are told, and nothing waits for exchanges that will never finish.
-[[noreturn]] void end_rank(const training::Launch& launch, training::ProcessGroup* group,
-                           const std::string& message, int code) {
-  const std::string line = message.substr(0, message.find('\n'));
-  std::fprintf(stderr, "oryx: rank %d of %d: %s\n", static_cast<int>(launch.rank),
-               static_cast<int>(launch.size), line.c_str());
-  std::fflush(stderr);
-  if (group) group->report(line);
-  std::_Exit(code);
-}
-
-bool train_as_rank(const TrainOptions& options, const training::Launch& launch) {
-  std::unique_ptr<training::ProcessGroup> group;
-  try {
-    group = std::make_unique<training::ProcessGroup>(launch);
-    return train(options, launch, group.get());
-  } catch (const UsageError& error) {
-    end_rank(launch, group.get(), error.what(), 2);
-  } catch (const std::bad_alloc&) {
-    end_rank(launch, group.get(), "out of memory", 1);
-  } catch (const std::exception& error) {
-    end_rank(launch, group.get(), error.what(), 1);
-  }
-}
-
 void train(const TrainOptions& options) {
-  const std::optional<training::Launch> launch = training::launch_of_this_process();
-  const bool alone = !launch || launch->size == 1;
-  const bool was_interrupted =
-      alone ? train(options, std::nullopt, nullptr) : train_as_rank(options, *launch);
+  bool was_interrupted = false;
+  as_launched([&](const training::Launch& launch, training::ProcessGroup* group) {
+    was_interrupted = train(options, launch, group);
+  });
   if (was_interrupted) throw Interrupted{};
 }
 

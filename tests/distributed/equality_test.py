@@ -12,7 +12,8 @@ import unittest
 
 from safetensors.numpy import load_file
 
-from ranks import CLOSE, EXACT, EXACT_TOLERANCE, MANY, STEPS, RanksTest, free_port
+from ranks import (CLOSE, DEVICE, EXACT, EXACT_TOLERANCE, MANY, ORYX, STEPS, TORCHRUN, RanksTest, free_port,
+                   plain_environment)
 
 SHARDED = "training.shard_optimizer=true"
 EXACTLY = f"training.dtype={EXACT}"
@@ -145,6 +146,19 @@ class EqualityTest(RanksTest):
             self.assertLessEqual(abs(said["moments"] - expected_moments), 0.1 * moments / ranks * (SHARDED in overrides))
             expected_masters = matrices / 4 if rounded else 0
             self.assertLessEqual(abs(said["masters"] - expected_masters), 0.1 * expected_masters)
+
+    def test_benchmark_of_a_step_times_the_exchange(self):
+        for overrides in ((), ("--shard-optimizer",)):
+            recipe = self.command(self.root / "benchmarked")[2]
+            command = [str(TORCHRUN), "--standalone", "--nproc-per-node", "2", "--no-python", str(ORYX), "benchmark", "train",
+                       recipe, "--batch", "1", "--length", "64", "--repeats", "2", "--device", DEVICE, "--json", *overrides]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=plain_environment())
+            self.assertEqual(done.returncode, 0, done.stderr)
+            said = json.loads(done.stdout)  # rank 0 alone speaks
+            self.assertEqual(said["ranks"], 2)
+            for suffix in ("", "_begun_after"):
+                self.assertGreater(said["exchange_wait_seconds" + suffix], 0)
+                self.assertGreater(said["step_seconds" + suffix], said["exchange_wait_seconds" + suffix])
 
     def test_one_rank_under_torchrun_is_a_process_on_its_own(self):
         run = self.root / "alone"
