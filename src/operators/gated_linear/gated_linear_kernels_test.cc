@@ -106,6 +106,31 @@ TEST(GatedLinearKernels, MatchComposition) {
   }
 }
 
+// A bfloat16 leaf that collects float32 gradients is to autograd what its float32 original is.
+TEST(GatedLinearKernels, ARoundedLeafGetsTheGradientOfItsMaster) {
+  at::manual_seed(3);
+  for (const Case& c : cases) {
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
+    const Inputs inputs = random_inputs(c, at::kBFloat16);
+    const at::Tensor dy = at::randn({c.rows, c.out}, inputs.all[0].options().requires_grad(false));
+    const at::Tensor master = leaf(at::randn({c.out, c.channels}, dy.options().dtype(at::kFloat)));
+    at::Tensor rounded = leaf(master.to(at::kBFloat16));
+    rounded.set_grad_dtype(at::kFloat);
+    std::vector<Tensors> results;
+    for (const at::Tensor& weight : {master, rounded}) {
+      results.push_back(testing::with_kernels([&] {
+        const at::Tensor y =
+            gated_linear(inputs.all[0], inputs.gates(), inputs.factors(), 1e-5, c.order, weight);
+        Tensors leaves = inputs.all;
+        leaves.back() = weight;
+        return testing::gradients({y}, leaves, {dy});
+      }));
+    }
+    EXPECT_EQ(results[1].back().scalar_type(), at::kFloat);
+    for (size_t i = 0; i < results[0].size(); ++i) EXPECT_TRUE(at::equal(results[0][i], results[1][i]));
+  }
+}
+
 // The gradients and the result that the backward kernels make together: those of autograd, bit for bit.
 TEST(GatedLinearKernels, GradientsOfTheNormWithoutProducts) {
   at::manual_seed(2);
