@@ -12,7 +12,7 @@ namespace oryx::evaluation {
 
 namespace {
 
-constexpr int64_t kDecodeBatch = 64;
+constexpr int64_t kDecodeBatch = 256;
 
 std::vector<std::vector<int64_t>> end_of_text_stops(const tokenizer::Tokenizer& tokenizer) {
   try {
@@ -61,20 +61,17 @@ std::optional<std::vector<Answer>> answer_all(const std::vector<Question>& quest
                                               const Runner& runner, TaskResult& result) {
   std::vector<generation::Request> requests;
   const auto stops = end_of_text_stops(runner.tokenizer);
-  size_t longest = 1;
   for (const Question& question : questions) {
     requests.push_back({.prompt = question.prompt,
                         .schedule = schedule.at(question.query),
                         .max_tokens = max_new_tokens,
                         .stops = stops});
-    longest = std::max(longest, question.prompt.size());
     result.items_cut += question.is_cut;
   }
-  // Four batches of scoring fit where one sequence after the other is written: no activations are kept.
-  const int64_t fitting = 4 * runner.batch_tokens / static_cast<int64_t>(longest);
+  // Two batches of scoring fit as caches: no activations are kept where token after token is written.
   const generation::Generator generator(
       runner.model, runner.tokenizer.vocabulary_size(),
-      {.piece_tokens = runner.batch_tokens, .batch = std::clamp<int64_t>(fitting, 1, kDecodeBatch)});
+      {.piece_tokens = runner.batch_tokens, .batch = kDecodeBatch, .batch_tokens = 2 * runner.batch_tokens});
   std::vector<int64_t> counts(questions.size());
   const auto completions =
       generator.generate(requests, {.on_token =

@@ -4,7 +4,6 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include "base/error.h"
@@ -17,6 +16,10 @@ struct Generator::Slot {
   const Request* request = nullptr;
   Completion* completion = nullptr;
   schedule::ModeSpans modes;  // of the prompt and all tokens there may be
+  int64_t next = 0;           // what the sequence goes on with
+
+  int64_t prompt_size() const { return static_cast<int64_t>(request->prompt.size()); }
+  int64_t most_tokens() const { return prompt_size() + request->max_tokens; }
 
   // Takes in the next token; true when it ends the sequence.
   bool take(const Token& token, const Callbacks& callbacks) {
@@ -71,23 +74,34 @@ std::vector<Completion> Generator::generate(const std::vector<Request>& requests
                                             const Callbacks& callbacks) const {
   const c10::NoGradGuard no_grad;
   std::vector<Completion> completions(requests.size());
-  // The sequences of one joint state share their position.
-  std::map<size_t, std::vector<Slot>> by_length;
+  std::vector<Slot> slots;
   for (size_t i = 0; i < requests.size(); ++i) {
     const Request& request = requests[i];
     expect(!request.prompt.empty(), "the prompt is empty: expected at least one token");
     if (request.max_tokens < 1) fail_usage("max-tokens is {}: expected at least 1", request.max_tokens);
     validate(request.sampling);
     const auto known = static_cast<int64_t>(request.prompt.size());
-    by_length[request.prompt.size()].push_back(
+    slots.push_back(
         {i, &request, &completions[i], request.schedule.spans(known, known + request.max_tokens)});
   }
-  for (auto& [length, slots] : by_length) {
-    for (size_t begin = 0; begin < slots.size(); begin += options_.batch) {
-      const size_t end = std::min(slots.size(), begin + options_.batch);
-      run_batch({slots.begin() + begin, slots.begin() + end}, callbacks);
+  std::stable_sort(slots.begin(), slots.end(),
+                   [](const Slot& a, const Slot& b) { return a.prompt_size() < b.prompt_size(); });
+  // A longer prompt joins where reading what it has more, token by token, takes fewer steps than its answer
+  // alone.
+  std::vector<Slot> batch;
+  int64_t longest = 0;
+  for (Slot& slot : slots) {
+    longest = std::max(longest, slot.most_tokens());
+    const auto rows = static_cast<int64_t>(batch.size()) + 1;
+    const bool joins = !batch.empty() && rows <= options_.batch && longest <= options_.batch_tokens / rows &&
+                       slot.prompt_size() - batch.back().prompt_size() < slot.request->max_tokens;
+    if (!joins && !batch.empty()) {
+      run_batch(std::exchange(batch, {}), callbacks);
+      longest = slot.most_tokens();
     }
+    batch.push_back(std::move(slot));
   }
+  if (!batch.empty()) run_batch(std::move(batch), callbacks);
   return completions;
 }
 
@@ -99,16 +113,28 @@ void Generator::run_batch(std::vector<Slot> slots, const Callbacks& callbacks) c
   auto state = model_->empty_state(static_cast<int64_t>(slots.size()));
   at::Tensor logits = prefill(slots, state, callbacks);
   while (logits.defined()) {
+    const int64_t position = state.position();
+    const bool is_greedy = std::all_of(
+        slots.begin(), slots.end(), [](const Slot& slot) { return slot.request->sampling.temperature == 0; });
+    std::vector<Choice> most_likely;
+    if (is_greedy) most_likely = choose_most_likely(logits, vocabulary_, static_cast<uint64_t>(position));
     std::vector<int64_t> remaining;
     for (size_t row = 0; row < slots.size(); ++row) {
-      const Slot& slot = slots[row];
-      const int64_t position = state.position();
-      const Choice choice = choose(logits[static_cast<int64_t>(row)], vocabulary_, slot.request->sampling,
-                                   slot.request->sequence, static_cast<uint64_t>(position));
+      Slot& slot = slots[row];
+      if (position < slot.prompt_size()) {
+        slot.next = slot.request->prompt[position];
+        remaining.push_back(static_cast<int64_t>(row));
+        continue;
+      }
+      const Choice choice =
+          is_greedy ? most_likely[row]
+                    : choose(logits[static_cast<int64_t>(row)], vocabulary_, slot.request->sampling,
+                             slot.request->sequence, static_cast<uint64_t>(position));
       const Token token{choice.id, position, schedule::cut(slot.modes, position, position + 1)[0].mode,
                         choice.logprob};
-      if (slots[row].take(token, callbacks)) {
-        finish(slots[row]);
+      slot.next = choice.id;
+      if (slot.take(token, callbacks)) {
+        finish(slot);
       } else {
         remaining.push_back(static_cast<int64_t>(row));
       }
@@ -122,6 +148,9 @@ void Generator::run_batch(std::vector<Slot> slots, const Callbacks& callbacks) c
     }
     if (callbacks.cancelled && callbacks.cancelled()) break;
     logits = step(slots, state);
+    const auto reading = std::count_if(slots.begin(), slots.end(),
+                                       [&](const Slot& slot) { return position < slot.prompt_size(); });
+    if (reading > 0 && callbacks.on_prompt) callbacks.on_prompt(reading);
   }
   for (Slot& slot : slots) {
     slot.completion->finish = FinishReason::cancelled;
@@ -132,11 +161,11 @@ void Generator::run_batch(std::vector<Slot> slots, const Callbacks& callbacks) c
 at::Tensor Generator::prefill(const std::vector<Slot>& slots, model::JointState& state,
                               const Callbacks& callbacks) const {
   const auto batch = static_cast<int64_t>(slots.size());
-  const auto length = static_cast<int64_t>(slots.front().request->prompt.size());
+  const int64_t length = slots.front().prompt_size();  // of the shortest
   at::Tensor tokens = at::empty({batch, length}, at::kLong);
   for (int64_t row = 0; row < batch; ++row) {
-    const std::vector<int64_t>& prompt = slots[row].request->prompt;
-    std::copy(prompt.begin(), prompt.end(), tokens.mutable_data_ptr<int64_t>() + row * length);
+    std::copy_n(slots[row].request->prompt.begin(), length,
+                tokens.mutable_data_ptr<int64_t>() + row * length);
   }
   tokens = tokens.to(model_->device());
   const int64_t piece = std::max<int64_t>(1, options_.piece_tokens / batch);
@@ -152,7 +181,7 @@ at::Tensor Generator::prefill(const std::vector<Slot>& slots, model::JointState&
 
 at::Tensor Generator::step(const std::vector<Slot>& slots, model::JointState& state) const {
   std::vector<int64_t> last;
-  for (const Slot& slot : slots) last.push_back(slot.completion->tokens.back().id);
+  for (const Slot& slot : slots) last.push_back(slot.next);
   return last_logits(at::tensor(last, at::kLong).unsqueeze(1).to(model_->device()), slots, state, true);
 }
 

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <vector>
 
 #include "generation/sampling.h"
@@ -54,6 +55,8 @@ struct Callbacks {
 struct GeneratorOptions {
   int64_t piece_tokens = 2048;  // tokens of all sequences in one piece of prefill: bounds its memory
   int64_t batch = 64;           // sequences decoded together
+  // Their prompts and answers: bounds the caches. A longer sequence runs alone.
+  int64_t batch_tokens = std::numeric_limits<int64_t>::max();
 };
 
 class Generator {
@@ -62,15 +65,16 @@ class Generator {
   // the generator. Throws Error when the model has fewer rows.
   Generator(const model::LanguageModel& model, int64_t vocabulary, GeneratorOptions options = {});
 
-  // One completion a request, in order. Prompts of equal length run as one batch. Throws Error on an empty
-  // prompt or an id beyond the model's rows, UsageError on a schedule that does not fit or bad options.
+  // One completion a request, in order. Prompts of similar length run as one batch, all sequences at the same
+  // position: past the shortest prompt some write while others still read, token by token. Throws Error on an
+  // empty prompt or an id beyond the model's rows, UsageError on a schedule that does not fit or bad options.
   std::vector<Completion> generate(const std::vector<Request>& requests,
                                    const Callbacks& callbacks = {}) const;
 
  private:
   struct Slot;
   void run_batch(std::vector<Slot> slots, const Callbacks& callbacks) const;
-  // The logits [batch, vocabulary] after the prompts; undefined when cancelled.
+  // The logits [batch, vocabulary] after the shortest of the prompts; undefined when cancelled.
   at::Tensor prefill(const std::vector<Slot>& slots, model::JointState& state,
                      const Callbacks& callbacks) const;
   at::Tensor step(const std::vector<Slot>& slots, model::JointState& state) const;

@@ -81,21 +81,28 @@ TEST_P(GeneratorOf, GreedyIsTheArgmaxOfTheWholeSequence) {
 
 TEST_P(GeneratorOf, ABatchIsItsSequencesAlone) {
   const auto model = tiny_model(GetParam());
-  const Generator generator(model, kIds, {.piece_tokens = 32, .batch = 4});
   rc::check([&] {
+    const Generator generator(
+        model, kIds, {.piece_tokens = 32, .batch = 4, .batch_tokens = *rc::gen::element(1, 60, 1000)});
     std::vector<Request> requests;
     const auto count = *rc::gen::inRange(2, 8);
     for (int i = 0; i < count; ++i) {
       const auto schedule = *rc::gen::element<std::string>("attention", "linear", "linear,attention@9",
                                                            "attention,linear@generation");
-      // Few lengths, so that prompts share batches, whose sequences end at different times.
-      requests.push_back({some_prompt(*rc::gen::element<int64_t>(10, 11), *rc::gen::inRange<int64_t>(0, 60)),
-                          Schedule::parse(schedule),
-                          *rc::gen::inRange<int64_t>(1, 8),
-                          {.temperature = *rc::gen::element(0.0, 1.0), .top_k = 20, .seed = 11},
-                          static_cast<uint64_t>(i)});
+      // Few lengths, so that prompts share batches, whose sequences begin to write and end at different
+      // times.
+      requests.push_back(
+          {some_prompt(*rc::gen::element<int64_t>(10, 11, 14, 30), *rc::gen::inRange<int64_t>(0, 60)),
+           Schedule::parse(schedule),
+           *rc::gen::inRange<int64_t>(1, 8),
+           {.temperature = *rc::gen::element(0.0, 1.0), .top_k = 20, .seed = 11},
+           static_cast<uint64_t>(i)});
     }
-    const auto together = generator.generate(requests);
+    int64_t read = 0, prompts = 0;
+    for (const Request& request : requests) prompts += static_cast<int64_t>(request.prompt.size());
+    const auto together =
+        generator.generate(requests, {.on_prompt = [&](int64_t tokens) { read += tokens; }});
+    RC_ASSERT(read == prompts);
     for (size_t i = 0; i < requests.size(); ++i) {
       const auto alone = generator.generate({requests[i]})[0];
       RC_ASSERT(ids_of(together[i]) == ids_of(alone));

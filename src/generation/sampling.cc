@@ -80,6 +80,11 @@ int64_t draw(std::span<const double> probabilities, const SamplingOptions& optio
   return invert(all, probabilities, uniform);
 }
 
+Choice checked(Choice choice, uint64_t position) {
+  expect(!std::isnan(choice.logprob), "the model's logits at position {} are not numbers", position);
+  return choice;
+}
+
 }  // namespace
 
 void validate(const SamplingOptions& options) {
@@ -98,25 +103,35 @@ Choice choose(const at::Tensor& logits, int64_t vocabulary, const SamplingOption
   expect(logits.dim() == 1 && vocabulary > 0 && vocabulary <= logits.size(0),
          "expected logits of at least {} ids, got {} dimensions of {} values", vocabulary, logits.dim(),
          logits.numel());
+  if (options.temperature == 0) return choose_most_likely(logits.unsqueeze(0), vocabulary, position)[0];
   const at::Tensor row =
       logits.to(at::kCPU, logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
   const at::Tensor log_probabilities = at::log_softmax(row, 0);
   const at::Tensor allowed = row.narrow(0, 0, vocabulary);
 
-  Choice choice;
-  if (options.temperature == 0) {
-    choice.id = allowed.argmax().item<int64_t>();
-  } else {
-    // The largest logit goes first: a temperature near zero must not overflow.
-    const at::Tensor probabilities =
-        at::softmax((allowed - allowed.max()).to(at::kDouble) / options.temperature, 0);
-    const double uniform = random_uniform(random_u64(options.seed, kSamplingStream, sequence), 0, position);
-    choice.id =
-        draw({probabilities.const_data_ptr<double>(), static_cast<size_t>(vocabulary)}, options, uniform);
+  // The largest logit goes first: a temperature near zero must not overflow.
+  const at::Tensor probabilities =
+      at::softmax((allowed - allowed.max()).to(at::kDouble) / options.temperature, 0);
+  const double uniform = random_uniform(random_u64(options.seed, kSamplingStream, sequence), 0, position);
+  const int64_t id =
+      draw({probabilities.const_data_ptr<double>(), static_cast<size_t>(vocabulary)}, options, uniform);
+  return checked({id, log_probabilities[id].item<double>()}, position);
+}
+
+std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabulary, uint64_t position) {
+  expect(logits.dim() == 2 && vocabulary > 0 && vocabulary <= logits.size(1),
+         "expected logits [n, at least {}], got {} dimensions of {} values", vocabulary, logits.dim(),
+         logits.numel());
+  const at::Tensor wide = logits.to(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const at::Tensor best = wide.narrow(1, 0, vocabulary).argmax(1, /*keepdim=*/true);
+  const at::Tensor logprobs = at::log_softmax(wide, 1).gather(1, best).to(at::kCPU, at::kDouble),
+                   ids = best.cpu();
+  std::vector<Choice> choices;
+  for (int64_t row = 0; row < ids.size(0); ++row) {
+    choices.push_back(
+        checked({ids.const_data_ptr<int64_t>()[row], logprobs.const_data_ptr<double>()[row]}, position));
   }
-  choice.logprob = log_probabilities[choice.id].item<double>();
-  expect(!std::isnan(choice.logprob), "the model's logits at position {} are not numbers", position);
-  return choice;
+  return choices;
 }
 
 }  // namespace oryx::generation

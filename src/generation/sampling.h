@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 namespace oryx::generation {
 
@@ -29,5 +30,9 @@ struct Choice {
 // sequence, position), whatever else is generated beside it. Throws Error where a logit is not a number.
 Choice choose(const at::Tensor& logits, int64_t vocabulary, const SamplingOptions& options, uint64_t sequence,
               uint64_t position);
+
+// The most likely token of every row of `logits` [n, rows of the vocabulary], as choose() at temperature 0
+// gives it, worked out on the device of the logits.
+std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabulary, uint64_t position);
 
 }  // namespace oryx::generation

@@ -21,16 +21,14 @@ struct Builder {
   }
 };
 
-at::Tensor spans_tensor(const std::vector<int64_t>& values) {
-  return at::tensor(values, at::kLong).view({-1, 3});
+void set_spans(Selection& selection, const std::vector<int64_t>& values, int64_t position) {
+  selection.spans = at::tensor(values, at::kLong).view({-1, 3});
+  selection.spans_in_sequence =
+      position == 0 ? selection.spans
+                    : selection.spans + at::tensor({int64_t{0}, position, position}, at::kLong);
 }
 
 }  // namespace
-
-at::Tensor Selection::spans_from(int64_t position) const {
-  if (position == 0) return spans;
-  return spans + at::tensor({int64_t{0}, position, position}, at::kLong);
-}
 
 Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, int64_t batch,
               int64_t time, int64_t position, at::ScalarType dtype, at::Device device) {
@@ -51,7 +49,7 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
   everything.count = batch * time;
   Builder all;
   for (int64_t b = 0; b < batch; ++b) all.spans.insert(all.spans.end(), {b, 0, time});
-  everything.spans = spans_tensor(all.spans);
+  set_spans(everything, all.spans, position);
 
   Builder builders[2];
   for (int64_t b = 0; b < batch; ++b) {
@@ -82,7 +80,7 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
       continue;
     }
     selection.count = count;
-    selection.spans = spans_tensor(builders[i].spans);
+    set_spans(selection, builders[i].spans, position);
     selection.rows = copy_to(at::tensor(builders[i].rows, at::kLong), device);
     if (everything.cosine.defined()) {
       const at::Tensor offsets = selection.rows->remainder(time);

@@ -15,10 +15,10 @@ struct Selection {
   int64_t count = 0;
   at::Tensor spans;  // int64 [n, 3] on the CPU: (sequence, begin, end), offsets within this piece
   std::optional<at::Tensor> rows;  // int64 [count]; absent when every row is selected
-  at::Tensor cosine, sine;         // rotary tables of those rows [count or time, head_dim / 2]
-
-  // The same spans counted from the start of the sequence, as a cache of `position` earlier tokens sees them.
-  at::Tensor spans_from(int64_t position) const;
+  // The same counted from the start of the sequence, as a cache of the earlier tokens sees them. One tensor
+  // for all layers: operators keep what they work out of it as long as it lives.
+  at::Tensor spans_in_sequence;
+  at::Tensor cosine, sine;  // rotary tables of those rows [count or time, head_dim / 2]
 };
 
 struct Routing {

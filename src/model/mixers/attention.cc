@@ -31,7 +31,7 @@ class Attention : public Mixer {
       value = append_to_cache(state->value_cache, value, shared.position);
     }
     return operators::attention(prepare_query(query, options_, rotates_, selection), key, value,
-                                selection.spans_from(shared.position), scale_);
+                                selection.spans_in_sequence, scale_);
   }
 
  private:

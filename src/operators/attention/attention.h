@@ -29,13 +29,14 @@ namespace oryx::operators {
 // On a GPU (compute capability 8.0 and up) kernels serve bfloat16 with Dk = Dv of 64 or 128, and float32
 // where every sequence has one row and no gradient is asked for. They are deterministic, and a row's output
 // is the same bits however its sequence was cut and whatever its neighbours, except that a sequence with one
-// row takes a path of its own there too (which keeps the probabilities in float32). Where the rows are most
-// of the tokens and every sequence uses as many positions, a library (cuDNN, else PyTorch's flash attention)
-// computes all tokens instead: faster, but how it sums the gradients is its own affair; at::globalContext()'s
-// deterministic algorithms keep to the kernels. Other dtypes and head dimensions take composed operations,
-// whose backward pass keeps the probabilities. Nothing waits for the device. Where blocks of threads have 227
-// KiB of shared memory (H100, H200), backward keeps the gradients of the scores of some heads at a time, two
-// bytes each, in at most 1.5 GiB of scratch between its kernels, unless one head has more.
+// row takes a path of its own there too (which keeps the probabilities in float32). Where gradients are asked
+// for, the rows are most of the tokens and every sequence uses as many positions, a library (cuDNN, else
+// PyTorch's flash attention) computes all tokens instead: faster, but how it sums the gradients is its own
+// affair; at::globalContext()'s deterministic algorithms keep to the kernels. Other dtypes and head
+// dimensions take composed operations, whose backward pass keeps the probabilities. Nothing waits for the
+// device. Where blocks of threads have 227 KiB of shared memory (H100, H200), backward keeps the gradients of
+// the scores of some heads at a time, two bytes each, in at most 1.5 GiB of scratch between its kernels,
+// unless one head has more.
 //
 // Throws Error on other shapes, dtypes or spans outside the tensors.
 at::Tensor attention(const at::Tensor& query, const at::Tensor& key, const at::Tensor& value,
