@@ -86,17 +86,30 @@ std::vector<Batch> plan_batches(const std::vector<Item>& items, int64_t batch_to
     return precedes(items[a], items[b]);
   });
 
-  std::vector<Batch> batches;
-  Load load;
-  for (const size_t index : order) {
-    const Load joined = batches.empty() ? loads[index] : load.joined(loads[index]);
-    const bool joins = !batches.empty() && joined.rows * joined.longest <= batch_tokens &&
-                       joined.cost(pass_cost) <= load.cost(pass_cost) + loads[index].cost(pass_cost);
-    if (!joins) batches.emplace_back();
-    load = joins ? joined : loads[index];
-    batches.back().items.push_back(index);
-    batches.back().shared = load.is_worth_sharing(pass_cost) ? load.shared : 0;
+  // The cheapest way to cut that order into batches, from the cheapest ways to cut its beginnings.
+  struct Cut {
+    int64_t cost = 0;
+    size_t begin = 0;  // of the last batch
+    Load load;         // of the last batch
+  };
+  std::vector<Cut> cuts(order.size() + 1);
+  for (size_t end = 1; end <= order.size(); ++end) {
+    Load load;
+    for (size_t begin = end; begin-- > 0;) {
+      load = begin + 1 == end ? loads[order[begin]] : load.joined(loads[order[begin]]);
+      if (begin + 1 < end && load.rows * load.longest > batch_tokens) break;
+      const int64_t cost = cuts[begin].cost + load.cost(pass_cost);
+      if (begin + 1 == end || cost < cuts[end].cost) cuts[end] = {cost, begin, load};
+    }
   }
+  std::vector<Batch> batches;
+  for (size_t end = order.size(); end > 0; end = cuts[end].begin) {
+    const auto& [cost, begin, load] = cuts[end];
+    batches.push_back({{order.begin() + static_cast<std::ptrdiff_t>(begin),
+                        order.begin() + static_cast<std::ptrdiff_t>(end)},
+                       load.is_worth_sharing(pass_cost) ? load.shared : 0});
+  }
+  std::reverse(batches.begin(), batches.end());
   return batches;
 }
 

@@ -17,9 +17,9 @@ struct Batch {
 // from: at most min(first) − 1.
 int64_t shared_prefix(const Item& item);
 
-// Every item once. Items of similar shape stand together; another one joins a batch while that costs fewer
-// tokens, padding included, than a forward pass of its own, which counts as `pass_cost` tokens more. The
-// batches depend on the items' shapes and tokens, not on their order.
+// Every item once, sorted by shape and cut into the batches that cost least: the tokens computed, padding
+// included, and for every forward pass `pass_cost` tokens more. The batches depend on the items' shapes and
+// tokens, not on their order.
 std::vector<Batch> plan_batches(const std::vector<Item>& items, int64_t batch_tokens, int64_t pass_cost,
                                 bool share_prefixes);
 

@@ -18,7 +18,7 @@ using model::JointState;
 using schedule::ModeSpans;
 
 // Tokens that could be computed in the time that starting a forward pass takes.
-constexpr int64_t kPassCostCpu = 16, kPassCostGpu = 1024;
+constexpr int64_t kPassCostCpu = 16, kPassCostGpu = 2048;
 // Logits held at once where the most likely token is asked for.
 constexpr int64_t kLogitsAtOnce = int64_t{64} << 20;
 
