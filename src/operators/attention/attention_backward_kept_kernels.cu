@@ -91,7 +91,20 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
     for (int tile = block.first_tile; tile < block.first_tile + block.tiles; ++tile) {
       const QueryItem rows = p.tiles[tile];
       for (int reader = 0; reader < readers; ++reader) {
-        const int head = key_head * readers + reader;
+        const int head = key_head * readers + reader, slot = thread % kTileRows;
+        const bool has_row = slot < rows.rows, has_statistics = thread < kTileRows;
+        // Asked for before the wait and the copies, so that they are there afterwards. Rows past the tile's
+        // end get a weight of 1 for a gradient of 0.
+        float2 statistics{};
+        int position = 0, image = 0;
+        if (has_statistics) {
+          if (has_row)
+            statistics =
+                reinterpret_cast<const float2*>(p.statistics)[int64_t{rows.row + slot} * heads + head];
+        } else {
+          if (has_row) position = p.in.positions[rows.row + slot];
+          if (slot == 0) image = p.tile_images[tile];
+        }
         shared.gates.rows_empty[rows_at.stage].wait(rows_at.parity ^ 1);
         load_rows_by_warps<kLoaders>(
             loader, shared.rows(rows_at.stage), rows.rows,
@@ -99,17 +112,14 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
         load_rows_by_warps<kLoaders>(
             loader, shared.grads(rows_at.stage), rows.rows,
             packed_row<dim>(static_cast<const bf16*>(p.output_grad), rows.row, heads, head), stride);
-        // Rows past the tile's end get a weight of 1 for a gradient of 0.
         auto& facts = shared.facts(rows_at.stage);
-        const int slot = thread % kTileRows;
-        const int64_t row = rows.row + slot;
-        if (thread < kTileRows) {
-          copy_async<8>(&facts.statistics[slot],
-                        reinterpret_cast<const float2*>(p.statistics) + row * heads + head, slot < rows.rows);
+        if (has_statistics) {
+          facts.statistics[slot] = statistics;
         } else {
-          copy_async<4>(&facts.positions[slot], p.in.positions + row, slot < rows.rows);
-          if (slot == 0) copy_async<4>(&facts.image, p.tile_images + tile);
+          facts.positions[slot] = position;
+          if (slot == 0) facts.image = image;
         }
+        shared.gates.rows_full[rows_at.stage].arrive();
         shared.gates.rows_full[rows_at.stage].arrive_after_copies();
         rows_at.next();
       }
@@ -206,6 +216,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       warpgroup_wait<0>();
       settle(v_grad);
       settle(k_grad);
+      __syncwarp();
       release(shared.gates.rows_empty[rows_at.stage]);
       rows_at.next();
       if (++reader == readers) reader = 0;
@@ -237,7 +248,7 @@ __global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1)
   if (threadIdx.x == 0) {
     for (Gate& gate : shared.gates.keys_full) gate.open(32 * kLoaders);
     for (Gate& gate : shared.gates.keys_empty) gate.open(Blocks::consumers / 32);
-    for (Gate& gate : shared.gates.rows_full) gate.open(32 * kLoaders);
+    for (Gate& gate : shared.gates.rows_full) gate.open(2 * 32 * kLoaders);  // of each thread: stores, copies
     for (Gate& gate : shared.gates.rows_empty) gate.open(Blocks::consumers / 32);
   }
   __syncthreads();
