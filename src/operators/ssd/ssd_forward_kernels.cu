@@ -1,3 +1,5 @@
+#include <cmath>
+
 #include "operators/device/pipeline.h"
 #include "operators/device/warpgroup.h"
 #include "operators/ssd/ssd_device.h"
@@ -48,36 +50,38 @@ struct ForwardTiles {
   }
 };
 
-// Copies the rows of a chunk with all helpers. row_pointer(row) is null where a row is zero.
-template <int columns, typename RowPointer>
-__device__ inline void load_chunk(Panels<kChunk, columns> tile, int helper, const void* anywhere,
-                                  RowPointer row_pointer) {
-  constexpr int units = columns / 8, apart = kHelpers / units;
-  static_assert(kChunk % apart == 0 && apart % 8 == 0);  // a thread keeps its place in the swizzle
-  const int row = helper / units, column = helper % units * 8;
-  bf16* const to = tile.unit(row, column);
-#pragma unroll
-  for (int pass = 0; pass < kChunk / apart; ++pass) {
-    const bf16* from = row_pointer(row + pass * apart);
-    copy_async(to + pass * apart * 64, from != nullptr ? from + column : static_cast<const bf16*>(anywhere),
-               from != nullptr);
-  }
-}
-
-// The same for `valid` rows that lie `stride` elements apart.
+// A helper's share of the copies of a chunk: some columns of every few rows. Rows of zeros are not read.
 template <int columns>
-__device__ inline void load_even_chunk(Panels<kChunk, columns> tile, int helper, const bf16* first,
-                                       int64_t stride, int64_t valid) {
-  constexpr int units = columns / 8, apart = kHelpers / units;
-  const int row = helper / units, column = helper % units * 8;
-  bf16* const to = tile.unit(row, column);
-  const bf16* from = first + row * stride + column;
+struct ChunkShare {
+  static constexpr int units = columns / 8, apart = kHelpers / units, count = kChunk / apart;
+  static_assert(kChunk % apart == 0 && apart % 8 == 0);  // a thread keeps its place in the swizzle
+  int row, column;
+
+  __device__ explicit ChunkShare(int helper) : row(helper / units), column(helper % units * 8) {}
+
+  // Of rows that lie `stride` elements apart; those at and past `valid` are zero.
+  __device__ void load(Panels<kChunk, columns> tile, const bf16* first, int64_t stride, int valid) const {
+    const bf16* from = first + row * stride + column;
+    bf16* to = tile.unit(row, column);
 #pragma unroll
-  for (int pass = 0; pass < kChunk / apart; ++pass, from += apart * stride) {
-    const bool is_valid = row + pass * apart < valid;
-    copy_async(to + pass * apart * 64, is_valid ? from : first, is_valid);
+    for (int n = 0; n < count; ++n, from += apart * stride)
+      copy_async(to + n * apart * 64, from, row + n * apart < valid);
   }
-}
+  // Of packed rows; −1 stands for a row of zeros.
+  __device__ void load_packed(Panels<kChunk, columns> tile, const bf16* first, int32_t stride,
+                              const int32_t* rows) const {
+    int32_t packed[count];  // all before the first copy: none waits for its row
+#pragma unroll
+    for (int n = 0; n < count; ++n) packed[n] = rows[row + n * apart];
+    first += column;
+    bf16* to = tile.unit(row, column);
+#pragma unroll
+    for (int n = 0; n < count; ++n) {
+      copy_async(to + n * apart * 64, first + static_cast<int64_t>(packed[n] < 0 ? 0 : packed[n]) * stride,
+                 packed[n] >= 0);
+    }
+  }
+};
 
 // Of M = (Q Kᵀ) ⊙ Γ ⊙ (1 Δᵀ), the warp's 16 rows and columns n0 … of Q Kᵀ.
 template <int column_tiles>
@@ -92,20 +96,16 @@ __device__ inline void store_scores(const Accumulator<1, column_tiles>& product,
 #pragma unroll
   for (int tile = 0; tile < column_tiles; ++tile) {
     const int j = n0 + 8 * tile + 2 * t;
-    if (n0 + 8 * tile > m0 + 15) {  // after every row of the warp
-      for (int half = 0; half < 2; ++half) scores.store2(m0 + lane / 4 + 8 * half, j, 0.0f, 0.0f);
-      continue;
-    }
     const float4 other = *reinterpret_cast<const float4*>(cumulative + 2 * j);
     const float2 size = *reinterpret_cast<const float2*>(step + j);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int i = m0 + lane / 4 + 8 * half;
-      const float first = product.value[0][tile][2 * half] * size.x *
-                          exp2_fast((own[half].x - other.x) + (own[half].y - other.y)),
-                  second = product.value[0][tile][2 * half + 1] * size.y *
-                           exp2_fast((own[half].x - other.z) + (own[half].y - other.w));
-      scores.store2(i, j, j <= i ? first : 0.0f, j + 1 <= i ? second : 0.0f);
+      // Masked before the exponential, which may overflow after the staircase.
+      const float first = exp2_fast(j <= i ? (own[half].x - other.x) + (own[half].y - other.y) : -INFINITY),
+                  second = exp2_fast(j < i ? (own[half].x - other.z) + (own[half].y - other.w) : -INFINITY);
+      scores.store2(i, j, product.value[0][tile][2 * half] * size.x * first,
+                    product.value[0][tile][2 * half + 1] * size.y * second);
     }
   }
 }
@@ -153,6 +153,8 @@ __device__ void prepare_chunks(const SsdForward& p, const ForwardTiles<key_dim, 
   const bf16 *keys = token_row(p.key, place.batch, 0, place.key_head),
              *values = token_row(p.value, place.batch, 0, place.head) + column0,
              *queries = packed_row(p.query, 0, place.query_head);
+  const ChunkShare<key_dim> key_share(helper);
+  const ChunkShare<columns> value_share(helper);
   // A warp copies each of the four arrays.
   const int of_warp = helper / 32, per_token = of_warp == 0 ? 2 : 1;
   const float* const decay = of_warp == 0   ? p.decay.cumulative
@@ -162,18 +164,15 @@ __device__ void prepare_chunks(const SsdForward& p, const ForwardTiles<key_dim, 
   const auto load = [&](int item) {
     if (item < place.items) {
       const int64_t chunk = place.begin + item, time = chunk * kChunk, left = shape.time - time;
-      load_even_chunk(tiles.key(item), helper, keys + time * p.key.time, p.key.time, left);
-      load_even_chunk(tiles.value(item), helper, values + time * p.value.time, p.value.time, left);
+      const int valid = left < kChunk ? static_cast<int>(left) : kChunk;
+      key_share.load(tiles.key(item), keys + time * p.key.time, p.key.time, valid);
+      value_share.load(tiles.value(item), values + time * p.value.time, p.value.time, valid);
       float* to = tiles.cumulative(item) + (of_warp == 0 ? 0 : (of_warp + 1) * kChunk);
-      if (4 * lane < per_token * kChunk)
-        copy_async(to + 4 * lane,
-                   decay + per_token * (place.stream * shape.chunks + chunk) * kChunk + 4 * lane);
+      const int64_t at = (place.stream * shape.chunks + chunk) * kChunk;
+      if (4 * lane < per_token * kChunk) copy_async(to + 4 * lane, decay + per_token * at + 4 * lane);
       const int32_t* rows = tiles.rows(item);
-      if (rows[kChunk] != 0) {
-        load_chunk(tiles.query(item), helper, p.query.data, [&](int row) -> const bf16* {
-          return rows[row] >= 0 ? queries + rows[row] * p.query.time : nullptr;
-        });
-      }
+      if (rows[kChunk] != 0)
+        key_share.load_packed(tiles.query(item), queries, static_cast<int32_t>(p.query.time), rows);
     }
     commit_copies();
   };
