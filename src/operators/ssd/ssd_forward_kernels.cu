@@ -21,7 +21,7 @@ struct ForwardTiles {
   using Values = Panels<kChunk, columns>;
   using Scores = Panels<kChunk, kChunk>;
   static constexpr int walkers = 2 * columns, threads = walkers + kHelpers;
-  static constexpr unsigned row_lists = 8;  // at least stages + 1
+  static constexpr unsigned row_lists = 8;  // at least stages
   static constexpr int row_pitch = kChunk + 4;
   static constexpr size_t stage_bytes = 2 * Keys::bytes + Values::bytes, decay_floats = 5 * kChunk;
   static constexpr size_t scores_at = stages * stage_bytes, decay_at = scores_at + 2 * Scores::bytes,
@@ -177,18 +177,25 @@ __device__ void prepare_chunks(const SsdForward& p, const ForwardTiles<key_dim, 
     commit_copies();
   };
 
+  // Copies are issued before the scores are made and not after, when the next thing would be to publish what
+  // has come: that waits for them too. The chunk before this one is still being read, so the place of the one
+  // before that is taken.
+  constexpr int ahead = stages - 2;
+  static_assert(ahead > 0);
 #pragma unroll 1
-  for (int item = 0; item < stages - 1; ++item) list_row(item, find_row(item));
+  for (int item = 0; item < ahead; ++item) list_row(item, find_row(item));
   named_barrier(2, kHelpers);
 #pragma unroll 1
-  for (int item = 0; item < stages - 1; ++item) load(item);
-  int32_t next_row = find_row(stages - 1);
+  for (int item = 0; item < ahead; ++item) load(item);
+  int32_t next_row = find_row(ahead);
 #pragma unroll 1
   for (int item = 0; item < place.items; ++item) {
-    wait_copies<stages - 2>();
+    wait_copies<ahead - 1>();
     publish_to_products();
-    list_row(item + stages - 1, next_row);
+    list_row(item + ahead, next_row);
     named_barrier(2, kHelpers);  // the chunk is here
+    load(item + ahead);
+    next_row = find_row(item + ahead + 1);
     if (__shfl_sync(0xffffffffu, tiles.rows(item)[kChunk], 0) != 0) {
 #pragma unroll 1
       for (int n0 = 0; n0 < kChunk; n0 += 32) {  // in halves for the sake of registers
@@ -203,8 +210,6 @@ __device__ void prepare_chunks(const SsdForward& p, const ForwardTiles<key_dim, 
       publish_to_products();
     }
     named_barrier(1, Tiles::threads);  // for those who walk; they have read the last chunk
-    load(item + stages - 1);
-    next_row = find_row(item + stages);
   }
   wait_copies<0>();
 }
@@ -221,10 +226,10 @@ __global__ void __launch_bounds__(ForwardTiles<key_dim, columns, stages>::thread
   const ForwardPlace place(p);
   const int column0 = static_cast<int>(blockIdx.z) * columns;
   if (warpgroup() == Tiles::walkers / 128) {
-    if constexpr (Tiles::walkers == 256) set_registers<88, false>();
+    if constexpr (Tiles::walkers == 256) set_registers<72, false>();
     return prepare_chunks(p, tiles, place, column0);
   }
-  if constexpr (Tiles::walkers == 256) set_registers<208, true>();
+  if constexpr (Tiles::walkers == 256) set_registers<216, true>();
 
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, t = lane % 4;
   const int group = warpgroup(), m0 = 16 * warp_of_group();
@@ -245,7 +250,7 @@ __global__ void __launch_bounds__(ForwardTiles<key_dim, columns, stages>::thread
   const float* const factors =
       p.decay.gamma + (place.stream * p.shape.chunks + place.begin) * kChunk + kChunk - 1;
   const auto factor_of = [&](int item) { return item < place.items ? factors[item * kChunk] : 0.0f; };  // γ_C
-  float factor = factor_of(0);
+  float factor = factor_of(0), next_factor = factor_of(1);
 #pragma unroll 1
   for (int item = 0; item < place.items; ++item) {
     uint32_t s[key_dim / 16][4];
@@ -263,7 +268,7 @@ __global__ void __launch_bounds__(ForwardTiles<key_dim, columns, stages>::thread
     multiply_rows(from_chunk, v, tiles.scores(item));
     warpgroup_commit();
     const float* const gamma = tiles.gamma(item);
-    factor = factor_of(item + 1);
+    factor = next_factor, next_factor = factor_of(item + 2);
     uint32_t weighted[kChunk / 16][4];
     const float* const weights = tiles.weight(item) + 2 * t;
 #pragma unroll
@@ -324,14 +329,14 @@ void run(const SsdForward& a, void* stream) {
 
 }  // namespace
 
-bool ssd_forward_fits() { return largest_shared_memory() >= ForwardTiles<128, 64, 2>::bytes; }
+bool ssd_forward_fits() { return largest_shared_memory() >= ForwardTiles<128, 64, 3>::bytes; }
 
 void ssd_forward(const SsdForward& a, void* stream) {
   with_dimensions(a.shape, [&](auto key_dim, auto value_dim) {
     if (largest_shared_memory() >= ForwardTiles<key_dim, value_dim, 4>::bytes) {
       run<key_dim, value_dim, 4>(a, stream);
     } else {
-      run<key_dim, 64, 2>(a, stream);
+      run<key_dim, 64, 3>(a, stream);
     }
   });
 }
