@@ -150,6 +150,7 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
 template <int key_dim, int width>
 __global__ void __launch_bounds__(PassMemory<key_dim, width, true>::threads, 1)
     backward_passes_kernel(const GatedDeltaArguments p) {
+  static_assert(PassMemory<key_dim, width, false>::bytes <= PassMemory<key_dim, width, true>::bytes);
   const int index = static_cast<int>(blockIdx.x), of_each = static_cast<int>(gridDim.x) / 2;
   if (index < of_each) {
     walk_gradients<key_dim, width, true>(p, index);

@@ -24,7 +24,7 @@ struct PassMemory {
   };
   static constexpr size_t stage_bytes =
       (has_query ? 2 : 1) * Rows::bytes + Slice::bytes + Square::bytes;  // a multiple of 1024
-  static constexpr int stages = 3;
+  static constexpr int stages = has_query ? 3 : 4;
   static constexpr size_t scores_at = stages * stage_bytes,
                           gates_at = scores_at + (has_query ? 2 * Square::bytes : 0);
   static constexpr size_t gate_bytes = (kGates + 3 * kChunk) * sizeof(float);  // StepGates
@@ -156,29 +156,34 @@ __device__ inline void change_registers() {
 
 // The part of the loaders in a walk over `steps` steps: load(step) copies what a step needs, load_table(step)
 // the table of rows that load(step) reads, and make(step) makes of the copies what else the step needs.
+// Publishing what has come may wait for copies that have just been issued. With four stages they are issued
+// after it, while the step before is still being read, to the place of the one before that.
 template <typename Memory, typename LoadTable, typename Load, typename Make>
 __device__ inline void load_steps(int steps, LoadTable load_table, Load load, Make make) {
-  constexpr int stages = Memory::stages;
+  constexpr bool is_early = Memory::stages > 3;
+  constexpr int ahead = Memory::stages - (is_early ? 2 : 1);
   const auto load_ahead = [&](int step) {
     if (step < steps) load(step);
-    if (step + stages - 1 < steps) load_table(step + stages - 1);
+    if (step + ahead < steps) load_table(step + ahead);
     commit_copies();
   };
-  for (int step = 0; step < stages - 1 && step < steps; ++step) load_table(step);
+  for (int step = 0; step < ahead && step < steps; ++step) load_table(step);
   commit_copies();
   wait_copies<0>();
   named_barrier(2, kLoaders);
 #pragma unroll 1
-  for (int step = 1 - stages; step < steps; ++step) {
+  for (int step = -ahead; step < steps; ++step) {
     if (step >= 0) {
-      wait_copies<stages - 2>();
+      wait_copies<ahead - 1>();
       publish_to_products();
       named_barrier(2, kLoaders);
+    }
+    if (is_early) load_ahead(step + ahead);
+    if (step >= 0) {
       make(step);
-      publish_to_products();
       named_barrier(1, Memory::threads);
     }
-    load_ahead(step + stages - 1);
+    if (!is_early) load_ahead(step + ahead);
   }
   wait_copies<0>();
 }

@@ -70,6 +70,7 @@ __device__ inline void make_scores(Panels<kChunk, kChunk> scores, Panels<kChunk,
       }
     }
   }
+  publish_to_products();
 }
 
 // Makes of (K S)ᵀ, in the warp's columns, Wᵀ (for a V that is 0 where it has none), and β ⊙ W rounded as
