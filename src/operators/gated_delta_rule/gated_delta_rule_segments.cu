@@ -106,30 +106,40 @@ __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(c
 
   load(0);
   load(1);
-  float sum[2][4];
+  using Sums = float[2][4];
   // function(row, column, pair) for what the thread has of the block's columns.
-  const auto for_pairs = [&](auto function) {
+  const auto for_pairs = [&](Sums& x, auto function) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
       for (int below = 0; below < 2; ++below)
-        function(row0 + g + 8 * below, 8 * j + 2 * t, *reinterpret_cast<float2*>(sum[j] + 2 * below));
+        function(row0 + g + 8 * below, 8 * j + 2 * t, *reinterpret_cast<float2*>(x[j] + 2 * below));
   };
-  const auto read = [&](const float* from) {
-    for_pairs([&](int row, int column, float2& pair) {
+  const auto read = [&](Sums& x, const float* from) {
+    for_pairs(x, [&](int row, int column, float2& pair) {
       pair = from == nullptr ? float2{0.0f, 0.0f}
                              : *reinterpret_cast<const float2*>(from + row * p.value_dim + column0 + column);
     });
   };
-  read(begin == nullptr ? nullptr : begin + stream * state_size);
+  // What lies there of a step, read while the step before it is worked on.
+  const auto read_step = [&](Sums& x, int step) {
+    read(x, step < p.segments ? states + segment(step) * state_size : nullptr);
+  };
+  Sums sum, next, following;
+  read(sum, begin == nullptr ? nullptr : begin + stream * state_size);
+  read_step(next, 1);
   for (int step = 0;; ++step) {
     float* to = states + segment(step) * state_size;
-    for_pairs([&](int row, int column, float2& pair) {
+    for_pairs(sum, [&](int row, int column, float2& pair) {
       *reinterpret_cast<float2*>(to + row * p.value_dim + column0 + column) = pair;
       *reinterpret_cast<float2*>(state(step) + row * Memory::state_pitch + column) = pair;
     });
     if (step + 1 == p.segments) break;
-    read(states + segment(step + 1) * state_size);
+    read_step(following, step + 2);
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[j][e] = next[j][e];
     wait_copies<1>();
     __syncthreads();
     if (step >= first) {
@@ -152,6 +162,10 @@ __global__ void __launch_bounds__(JoinMemory<key_dim>::threads, 1) join_kernel(c
     }
     __syncthreads();
     load(step + 2);
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) next[j][e] = following[j][e];
   }
   wait_copies<0>();
 }
