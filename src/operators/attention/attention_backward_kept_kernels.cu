@@ -6,6 +6,7 @@
 // registers: [16 rows][16 keys][lane] of four registers.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "operators/attention/attention_device.h"
 
@@ -36,7 +37,9 @@ __device__ inline uint4* image_at(const HeadSlice& slice, int head, int64_t imag
 template <int dim>
 struct KeyBlocks {
   static constexpr int consumers = 2 * kBlockKeys, threads = consumers + 32 * kLoaders;
-  static constexpr int stages = 3, key_stages = 2;
+  // Where registers suffice, the next tile's products are under way before this one's have finished.
+  static constexpr bool runs_ahead = dim == 64;
+  static constexpr int stages = runs_ahead ? 4 : 3, key_stages = 2;
   using Keys = Panels<kBlockKeys, dim>;
   using Rows = Panels<kTileRows, dim>;
   struct Facts {  // of a tile
@@ -152,28 +155,26 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
     k_grad.clear();
     v_grad.clear();
     shared.gates.keys_full[keys_at.stage].wait(keys_at.parity);
-    for (int step = 0, reader = 0; step < steps; ++step) {
-      shared.gates.rows_full[rows_at.stage].wait(rows_at.parity);
+    // Transposed: rows are keys, columns are query rows.
+    Accumulator<1, kTileRows / 8> s, ds;
+    const auto begin_step = [&](const RingPlace<Blocks::stages>& at) {
+      shared.gates.rows_full[at.stage].wait(at.parity);
       publish_to_products();
-      // Transposed: rows are keys, columns are query rows.
       const int keys_stage = keys_at.stage + hidden_zero();
-      Accumulator<1, kTileRows / 8> s, ds;
       warpgroup_fence();
-      multiply_rows(s, shared.keys(keys_stage), group * 64, shared.rows(rows_at.stage));
+      multiply_rows(s, shared.keys(keys_stage), group * 64, shared.rows(at.stage));
       warpgroup_commit();
-      multiply_rows(ds, shared.values(keys_stage), group * 64, shared.grads(rows_at.stage));
+      multiply_rows(ds, shared.values(keys_stage), group * 64, shared.grads(at.stage));
       warpgroup_commit();
-      const auto& facts = shared.facts(rows_at.stage);
-      const float2* const of_column = facts.statistics + lane % 4 * 2;
-      const int* const position_of = facts.positions + lane % 4 * 2;
-      uint4* const image =
-          image_at(slice, key_head * readers + reader, facts.image + block.begin / kBlockKeys) + lane;
+    };
+    const auto weigh = [&](const RingPlace<Blocks::stages>& at) {
+      const auto& facts = shared.facts(at.stage);
       const bool is_masked = facts.positions[0] < first_key + 15;
       warpgroup_wait<1>();
       settle(s);
 #pragma unroll
       for (int j = 0; j < kTileRows / 8; ++j) {
-        const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
+        const float4 pair = *reinterpret_cast<const float4*>(facts.statistics + lane % 4 * 2 + 8 * j);
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - (e % 2 == 0 ? pair.x : pair.z));
@@ -181,7 +182,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       if (is_masked) {
 #pragma unroll
         for (int j = 0; j < kTileRows / 8; ++j) {
-          const int2 pair = *reinterpret_cast<const int2*>(position_of + 8 * j);
+          const int2 pair = *reinterpret_cast<const int2*>(facts.positions + lane % 4 * 2 + 8 * j);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             const int key = first_key + lane / 4 + 8 * (e / 2);
@@ -189,16 +190,24 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
           }
         }
       }
+    };
+    int reader = 0;
+    const auto finish_step = [&]<bool begins_next>(std::bool_constant<begins_next>) {
+      const auto& facts = shared.facts(rows_at.stage);
+      uint4* const image =
+          image_at(slice, key_head * readers + reader, facts.image + block.begin / kBlockKeys) + lane;
       uint32_t weights[kTileRows / 16][4], score_grads[kTileRows / 16][4];
       as_operand(weights, s);
       warpgroup_fence();
       multiply_columns(v_grad, weights, shared.grads(rows_at.stage));
       warpgroup_commit();
-      warpgroup_wait<1>();
-      settle(ds);
+      if constexpr (!Blocks::runs_ahead) {
+        warpgroup_wait<1>();
+        settle(ds);
+      }
 #pragma unroll
       for (int j = 0; j < kTileRows / 8; ++j) {
-        const float4 pair = *reinterpret_cast<const float4*>(of_column + 8 * j);
+        const float4 pair = *reinterpret_cast<const float4*>(facts.statistics + lane % 4 * 2 + 8 * j);
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - (e % 2 == 0 ? pair.y : pair.w));
@@ -207,19 +216,48 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       warpgroup_fence();
       multiply_columns(k_grad, score_grads, shared.rows(rows_at.stage));
       warpgroup_commit();
+      if constexpr (begins_next) {
+        RingPlace<Blocks::stages> next = rows_at;
+        next.next();
+        begin_step(next);
+      }
 #pragma unroll
       for (int k = 0; k < kTileRows / 16; ++k) {
         const uint32_t(&a)[4] = score_grads[k];
         image[(k * (kBlockKeys / 16) + row0 / 16) * 32] = {transpose_matrix(a[0]), transpose_matrix(a[2]),
                                                            transpose_matrix(a[1]), transpose_matrix(a[3])};
       }
-      warpgroup_wait<0>();
+      warpgroup_wait<begins_next ? 2 : 0>();
       settle(v_grad);
       settle(k_grad);
       __syncwarp();
       release(shared.gates.rows_empty[rows_at.stage]);
       rows_at.next();
       if (++reader == readers) reader = 0;
+    };
+    if constexpr (Blocks::runs_ahead) {
+      // Products that are under way from one pass of the loop to the next would make the compiler wait for
+      // every single one.
+      const auto prepare = [&] {
+        weigh(rows_at);
+        warpgroup_wait<0>();
+        settle(ds);
+      };
+      if (steps > 0) {
+        begin_step(rows_at);
+        prepare();
+        for (int step = 1; step < steps; ++step) {
+          finish_step(std::true_type{});
+          prepare();
+        }
+        finish_step(std::false_type{});
+      }
+    } else {
+      for (int step = 0; step < steps; ++step) {
+        begin_step(rows_at);
+        weigh(rows_at);
+        finish_step(std::false_type{});
+      }
     }
 
     k_grad.for_pairs(
