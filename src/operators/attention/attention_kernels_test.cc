@@ -320,12 +320,13 @@ TEST(AttentionForward, SurvivesExtremeScores) {
   }
 }
 
-// Most of the tokens of sequences of one length: all are computed. A few, or sequences of different lengths:
-// rows.
+// In training, most of the tokens of sequences of one length: all are computed. A few, or sequences of
+// different lengths, or no gradients: rows.
 TEST(AttentionWays, TheFasterIsTaken) {
-  const auto same_as = [](const Spans& spans, AttentionWay way) {
+  const auto same_as = [](const Spans& spans, AttentionWay way, bool needs_grad = true) {
     const Case c{"", 2, 256, 1, 1, 64, spans};
-    const Inputs in = inputs_of(c);
+    Inputs in = inputs_of(c);
+    in.query.set_requires_grad(needs_grad);
     const auto got = testing::with_kernels([&] {
       const at::Tensor table = tensor_of(spans);
       return std::vector<at::Tensor>{attention_cuda(in.query, in.key, in.value, table, c.scale()),
@@ -335,6 +336,7 @@ TEST(AttentionWays, TheFasterIsTaken) {
   };
   EXPECT_TRUE(same_as({{0, 0, 200}, {1, 0, 200}}, AttentionWay::dense));
   EXPECT_TRUE(same_as({{0, 0, 256}, {1, 128, 256}}, AttentionWay::dense));
+  EXPECT_TRUE(same_as({{0, 0, 256}, {1, 128, 256}}, AttentionWay::rows, /*needs_grad=*/false));
   EXPECT_TRUE(same_as({{0, 0, 128}, {0, 128, 256}, {1, 0, 128}}, AttentionWay::rows));
   EXPECT_TRUE(same_as({{0, 128, 256}, {1, 255, 256}}, AttentionWay::rows));
   EXPECT_TRUE(same_as({{0, 0, 200}, {0, 0, 200}, {1, 0, 200}}, AttentionWay::rows));  // tokens twice
