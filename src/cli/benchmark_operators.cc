@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
+#include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
 #include <cmath>
@@ -36,6 +37,7 @@ class Measurement {
       : device_(device), filter_(std::move(filter)), repeats_(repeats) {}
 
   bool wants(const std::string& name) const { return name.find(filter_) != std::string::npos; }
+  bool has_filter() const { return !filter_.empty(); }
 
   void add(const std::string& name, double flops, double bytes, const std::function<void()>& call) {
     results.push_back({name, median(time_calls(device_, 2, repeats_, call)), flops, bytes});
@@ -75,14 +77,16 @@ class Measurement {
   int64_t repeats_;
 };
 
-at::Tensor spans_of(const OperatorSizes& sizes, bool drawn) {
+// All tokens, or each chunk with this probability.
+at::Tensor spans_of(const OperatorSizes& sizes, double share) {
+  const schedule::TrainingDraw chunks{.attention_probability = share};
   std::vector<int64_t> rows;
   for (int64_t b = 0; b < sizes.batch; ++b) {
-    if (!drawn) {
+    if (share == 1) {
       rows.insert(rows.end(), {b, 0, sizes.length});
       continue;
     }
-    for (const schedule::ModeSpan& span : schedule::draw({}, sizes.length, /*seed=*/1, /*step=*/0, b)) {
+    for (const schedule::ModeSpan& span : schedule::draw(chunks, sizes.length, /*seed=*/1, /*step=*/0, b)) {
       if (span.mode == schedule::Mode::attention) rows.insert(rows.end(), {b, span.begin, span.end});
     }
   }
@@ -124,7 +128,7 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
   const auto unit = [&](const at::Tensor& x) {
     return (x / x.norm(2, -1, /*keepdim=*/true).clamp_min(1e-6)).to(dtype);
   };
-  const at::Tensor every = spans_of(sizes, false), drawn = spans_of(sizes, true);
+  const at::Tensor every = spans_of(sizes, 1);
   const auto per_head = [&] { return at::rand({sizes.batch, sizes.length, sizes.heads}, wide); };
 
   // Products of the chunked forms in chunks of 64 (docs/mathematics): 3/2 of the state's size forward …
@@ -158,10 +162,12 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
           return Tensors{y};
         });
   }
-  for (const bool quarter : {false, true}) {
-    const std::string name = quarter ? "attention 25%" : "attention 100%";
-    if (!measure.wants(name)) continue;
-    const at::Tensor& spans = quarter ? drawn : every;
+  for (const int percent : {100, 90, 75, 60, 50, 25, 10}) {
+    const std::string name = fmt::format("attention {}%", percent);
+    const bool is_usual = percent == 100 || percent == 25;  // the others where attention is asked for
+    if (!measure.wants(name) || (!is_usual && !measure.has_filter())) continue;
+    const at::Tensor spans = spans_of(sizes, percent / 100.0);
+    if (spans.size(0) == 0) continue;  // a short sequence of which no chunk was drawn
     double pairs = 0, rows = 0;
     const auto s = spans.accessor<int64_t, 2>();
     for (int64_t i = 0; i < s.size(0); ++i) {
