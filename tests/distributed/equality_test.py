@@ -82,7 +82,7 @@ class EqualityTest(RanksTest):
         self.assert_close(two, one, EXACT_TOLERANCE)
 
     def test_any_number_of_ranks_goes_on(self):
-        for ranks, *overrides in ((1,), (2,), (2, SHARDED), (MANY, SHARDED)):
+        for ranks, *overrides in dict.fromkeys([(1,), (2,), (2, SHARDED), (MANY, SHARDED)]):  # MANY may be 2
             run = self.copy(self.many, f"from-many-{ranks}-{len(overrides)}", 12)
             self.train(ranks, run, *overrides)
             self.assert_close(run, self.one, CLOSE)
