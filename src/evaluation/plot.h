@@ -9,6 +9,12 @@
 
 namespace oryx::evaluation {
 
+enum class Scale {
+  linear,
+  logarithmic,
+  binary,  // logarithmic, with powers of two for ticks
+};
+
 struct Series {
   std::string name;          // in the legend
   std::vector<double> x, y;  // equally many; y not finite (or not positive on a logarithmic axis): a gap
@@ -32,6 +38,7 @@ struct Plot {
   std::vector<Series> series;
   std::vector<Marker> markers;
   bool logarithmic_y = false;
+  bool binary_x = false;  // places are powers of two or lie between them: the axis is one of log2
   // Curves are cut off beyond them; by default the range of all values.
   std::optional<std::pair<double, double>> x_range = {}, y_range = {};
   std::optional<double> baseline = {};  // a horizontal line, say at zero, always in view
@@ -40,8 +47,8 @@ struct Plot {
 // One axis: from a value to its place between 0 and 1, with round numbers to label.
 class Axis {
  public:
-  // A range of one value is widened. Both ends must be finite, and positive on a logarithmic axis.
-  Axis(double low, double high, bool logarithmic);
+  // A range of one value is widened. Both ends must be finite, and positive on an axis that is not linear.
+  Axis(double low, double high, Scale scale);
 
   double low() const { return low_; }
   double high() const { return high_; }
@@ -51,7 +58,7 @@ class Axis {
 
  private:
   double low_, high_;
-  bool logarithmic_;
+  Scale scale_;
 };
 
 // "1500", "0.25", "1e+07": as short as the number allows.

@@ -47,10 +47,20 @@ std::vector<double> logarithmic_ticks(double low, double high, int count) {
   return even_ticks(low, high, count);
 }
 
+// Every power of two, or as many of them left out between two as it takes.
+std::vector<double> binary_ticks(double low, double high, int count) {
+  const auto first = static_cast<int>(std::ceil(std::log2(low) - 1e-9));
+  const auto last = static_cast<int>(std::floor(std::log2(high) + 1e-9));
+  const int step = std::max(1, (last - first + count) / std::max(1, count));
+  std::vector<double> ticks;
+  for (int power = first; power <= last; power += step) ticks.push_back(std::exp2(power));
+  return ticks.empty() ? even_ticks(low, high, count) : ticks;
+}
+
 }  // namespace
 
-Axis::Axis(double low, double high, bool logarithmic) : low_(low), high_(high), logarithmic_(logarithmic) {
-  expect(std::isfinite(low) && std::isfinite(high) && low <= high && (!logarithmic || low > 0),
+Axis::Axis(double low, double high, Scale scale) : low_(low), high_(high), scale_(scale) {
+  expect(std::isfinite(low) && std::isfinite(high) && low <= high && (scale == Scale::linear || low > 0),
          "an axis from {} to {} cannot be drawn", low, high);
   if (high_ - low_ <= 1e-12 * std::max(std::abs(low_), std::abs(high_))) {
     const double margin = low_ == 0 ? 1 : 0.05 * std::abs(low_);
@@ -60,12 +70,20 @@ Axis::Axis(double low, double high, bool logarithmic) : low_(low), high_(high), 
 }
 
 double Axis::place(double value) const {
-  if (logarithmic_) return std::log(value / low_) / std::log(high_ / low_);
+  if (scale_ != Scale::linear) return std::log(value / low_) / std::log(high_ / low_);
   return (value - low_) / (high_ - low_);
 }
 
 std::vector<double> Axis::ticks(int count) const {
-  return logarithmic_ ? logarithmic_ticks(low_, high_, count) : even_ticks(low_, high_, count);
+  switch (scale_) {
+    case Scale::logarithmic:
+      return logarithmic_ticks(low_, high_, count);
+    case Scale::binary:
+      return binary_ticks(low_, high_, count);
+    case Scale::linear:
+      break;
+  }
+  return even_ticks(low_, high_, count);
 }
 
 std::string tick_text(double value) {
@@ -103,7 +121,8 @@ std::pair<Axis, Axis> plot_axes(const Plot& plot) {
   }
   if (plot.x_range) std::tie(low_x, high_x) = *plot.x_range;
   if (plot.y_range) std::tie(low_y, high_y) = *plot.y_range;
-  return {Axis(low_x, high_x, false), Axis(low_y, high_y, plot.logarithmic_y)};
+  return {Axis(low_x, high_x, plot.binary_x ? Scale::binary : Scale::linear),
+          Axis(low_y, high_y, plot.logarithmic_y ? Scale::logarithmic : Scale::linear)};
 }
 
 }  // namespace oryx::evaluation

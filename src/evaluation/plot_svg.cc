@@ -241,10 +241,10 @@ std::string to_page_svg(const Plot& plot, const std::string& id, int width, int 
   // What the page's script needs to read values off the curves.
   std::string svg = fmt::format(
       "<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{}\" data-frame=\"{} {} {} {}\" data-x=\"{} {}\" "
-      "data-y=\"{} {}\"{}>\n",
+      "data-y=\"{} {}\"{}{}>\n",
       width, height, escape_markup(plot.title), frame.left, frame.top, frame.width, frame.height,
-      x_axis.low(), x_axis.high(), y_axis.low(), y_axis.high(),
-      plot.logarithmic_y ? " data-logarithmic" : "");
+      x_axis.low(), x_axis.high(), y_axis.low(), y_axis.high(), plot.logarithmic_y ? " data-logarithmic" : "",
+      plot.binary_x ? " data-logarithmic-x" : "");
   return svg + draw_plot(plot, series_styles(plot, /*variables=*/true), frame, kPage, id) + "</svg>\n";
 }
 

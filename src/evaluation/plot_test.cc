@@ -28,14 +28,21 @@ size_t count(const std::string& text, const std::string& part) {
 }
 
 TEST(Axis, PlacesAndTicks) {
-  const Axis even(0, 2000, false);
+  const Axis even(0, 2000, Scale::linear);
   EXPECT_DOUBLE_EQ(even.place(500), 0.25);
   EXPECT_EQ(even.ticks(5), (std::vector<double>{0, 500, 1000, 1500, 2000}));
-  const Axis logarithmic(1, 10000, true);
+  const Axis logarithmic(1, 10000, Scale::logarithmic);
   EXPECT_DOUBLE_EQ(logarithmic.place(100), 0.5);
   EXPECT_EQ(logarithmic.ticks(5), (std::vector<double>{1, 10, 100, 1000, 10000}));
+  const Axis binary(2, 32, Scale::binary);
+  EXPECT_DOUBLE_EQ(binary.place(8), 0.5);
+  EXPECT_EQ(binary.ticks(5), (std::vector<double>{2, 4, 8, 16, 32}));
+  EXPECT_EQ(binary.ticks(4), (std::vector<double>{2, 8, 32}));
+  EXPECT_EQ(Axis(3, 20, Scale::binary).ticks(8), (std::vector<double>{4, 8, 16}));
+  EXPECT_GE(Axis(5, 7, Scale::binary).ticks(6).size(), 1u);  // no power of two inside
+  EXPECT_THROW(Axis(0, 8, Scale::binary), Error);
   for (const auto& [low, high] : {std::pair{0.013, 0.0131}, {-3.0, 12.5}, {1e9, 1.7e9}, {5.0, 5.0}}) {
-    const Axis axis(low, high, false);
+    const Axis axis(low, high, Scale::linear);
     const auto ticks = axis.ticks(6);
     EXPECT_GE(ticks.size(), 1u) << low;
     EXPECT_LE(ticks.size(), 6u) << low;
@@ -43,11 +50,11 @@ TEST(Axis, PlacesAndTicks) {
       EXPECT_TRUE(axis.place(tick) > -1e-6 && axis.place(tick) < 1 + 1e-6) << tick;
   }
   for (const double high : {12.0, 40.0, 3e5}) {
-    const auto ticks = Axis(9, high, true).ticks(8);
+    const auto ticks = Axis(9, high, Scale::logarithmic).ticks(8);
     EXPECT_TRUE(ticks.size() >= 2 && ticks.size() <= 8) << high;
   }
-  EXPECT_THROW(Axis(0, 1, true), Error);
-  EXPECT_THROW(Axis(0, std::numeric_limits<double>::infinity(), false), Error);
+  EXPECT_THROW(Axis(0, 1, Scale::logarithmic), Error);
+  EXPECT_THROW(Axis(0, std::numeric_limits<double>::infinity(), Scale::linear), Error);
   EXPECT_EQ(tick_text(1500), "1500");
   EXPECT_EQ(tick_text(0.1 + 0.2), "0.3");
 }

@@ -60,7 +60,9 @@ def evaluation_run(schedule, draw, level=0.0, needles=True):
             value = sum(c["value"] for c in cells) / len(cells)
             tasks[name] = task("contains", "needle", 500, share, {"contains": metric(value, 0.02)}, cells)
         averages["needle"] = sum(tasks[n]["metrics"]["contains"]["value"] for n in tasks if n.startswith("needle")) / 3
-    tasks["mqar"] = task("acc", "recall", 500, share, {"acc": metric(0.97 if share > 0.9 else 0.3 + 0.5 * share, 0.01)})
+    tasks["mqar"] = task("acc", "recall", 500, share, {"acc": metric(0.97 if share > 0.9 else 0.3 + 0.5 * share, 0.01)},
+                         [{"length": 256, "pairs": pairs, "items": 500,
+                           "value": 0.97 if answers_by_attention else min(0.95, 6 / pairs * (0.6 + share))} for pairs in (4, 8, 16, 32, 64)])
     return {"schedule": schedule, "tasks": tasks, "averages": averages}
 
 

@@ -17,7 +17,7 @@ from browser import Browser, find_browser
 from fixtures import write_evaluation, write_samples, write_training
 
 TEXT = "".join(f"line {i} of a text that says little, {i * i} times. " for i in range(400))
-SECTIONS = ["models", "training", "tasks", "needles", "curves", "cost", "samples"]
+SECTIONS = ["models", "training", "tasks", "needles", "recall", "curves", "cost", "samples"]
 RECIPE = """
 [model]
 mixers = ["attention", "ssd"]
@@ -72,7 +72,7 @@ class Report(CommandLineTest):
         page = self.report("trained=run", "run/latest", "curve", "samples.jsonl")
         for section in ("models", "training", "curves", "samples"):
             self.assertIn(f'<section id="{section}">', page)
-        for absent in ("tasks", "needles", "cost"):
+        for absent in ("tasks", "needles", "recall", "cost"):
             self.assertNotIn(f'<section id="{absent}">', page)
         self.assertIn("One switch, linear to attention, 4 windows of 256 tokens", page)
         self.assertIn("training.batch_tokens", page)

@@ -59,7 +59,10 @@ const char kPageScript[] = R"js(
 
     const [left, top, width, height] = svg.dataset.frame.split(' ').map(Number);
     const [x0, x1] = svg.dataset.x.split(' ').map(Number), [y0, y1] = svg.dataset.y.split(' ').map(Number);
-    const valueX = x => x0 + (x - left) / width * (x1 - x0);
+    const valueX = x => {
+      const share = (x - left) / width;
+      return 'logarithmicX' in svg.dataset ? x0 * Math.pow(x1 / x0, share) : x0 + share * (x1 - x0);
+    };
     const valueY = y => {
       const share = 1 - (y - top) / height;
       return 'logarithmic' in svg.dataset ? y0 * Math.pow(y1 / y0, share) : y0 + share * (y1 - y0);

@@ -26,6 +26,12 @@ TaskScore read_task(const std::string& task_name, const JsonFields& fields) {
   expect(task.metric(task.main) != nullptr, "{}: main is {}, which is none of metrics", fields.where(),
          task.main);
   for (const JsonFields& cell : fields.objects("cells")) {
+    if (cell.find("length") && cell.find("pairs")) {
+      task.recall.push_back(
+          {cell.integer("length"), cell.integer("pairs"), cell.integer("items", 0), cell.number("value")});
+      expect(task.recall.back().pairs >= 1, "{}: pairs is {}, expected at least 1", cell.where(),
+             task.recall.back().pairs);
+    }
     // Other tasks may have cells of another kind: only these make a heatmap.
     if (!cell.find("length") || !cell.find("depth")) continue;
     task.cells.push_back(

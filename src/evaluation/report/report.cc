@@ -71,9 +71,9 @@ std::string introduction(const Sources& sources, const ReportOptions& options) {
 std::string report_html(const Sources& sources, const ReportOptions& options) {
   Figures figures;
   const std::vector<Section> sections = {
-      models_section(sources),  training_section(sources, figures), tasks_section(sources),
-      needle_section(sources),  curves_section(sources, figures),   cost_section(sources, figures),
-      samples_section(sources),
+      models_section(sources),        training_section(sources, figures), tasks_section(sources),
+      needle_section(sources),        recall_section(sources, figures),   curves_section(sources, figures),
+      cost_section(sources, figures), samples_section(sources),
   };
   return page_html(options.title, introduction(sources, options), sections);
 }

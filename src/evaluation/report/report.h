@@ -21,6 +21,7 @@ Section models_section(const Sources& sources);
 Section training_section(const Sources& sources, Figures& figures);
 Section tasks_section(const Sources& sources);
 Section needle_section(const Sources& sources);
+Section recall_section(const Sources& sources, Figures& figures);
 Section curves_section(const Sources& sources, Figures& figures);
 Section cost_section(const Sources& sources, Figures& figures);
 Section samples_section(const Sources& sources);

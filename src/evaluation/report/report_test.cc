@@ -170,19 +170,24 @@ TEST_F(Report, PageHoldsWhatTheSourcesHold) {
   const std::string cells =
       ",\"cells\":[{\"length\":1024,\"depth\":0.5,\"value\":0.25,\"items\":4},{\"length\":2048,\"depth\":0.5,"
       "\"value\":1.0,\"items\":4}]";
+  std::string recall = task(0.7,
+                            ",\"cells\":[{\"length\":64,\"pairs\":8,\"value\":0.5,\"items\":3},"
+                            "{\"length\":64,\"pairs\":2,\"value\":1.0,\"items\":3}]");
+  recall.replace(recall.find("language"), 8, "recall");
   std::string needle = task(0.7, cells);
   needle.replace(needle.find("language"), 8, "needle");
-  write("scores/results.json",
-        evaluation(run("linear", "\"piqa\":" + task(0.6) + ",\"needle_single_1\":" + needle) + "," +
-                   run("attention", "\"piqa\":" + task(0.7)) + "," +
-                   run("every(4)", "\"piqa\":" + task(0.65))));
+  write(
+      "scores/results.json",
+      evaluation(
+          run("linear", "\"piqa\":" + task(0.6) + ",\"needle_single_1\":" + needle + ",\"mqar\":" + recall) +
+          "," + run("attention", "\"piqa\":" + task(0.7)) + "," + run("every(4)", "\"piqa\":" + task(0.65))));
   write(
       "s.jsonl",
       R"({"model":"m","schedule":"linear","pieces":[{"text":"<script>alert(1)</script>","mode":"attention"}]})"
       "\n");
   const std::string page =
       report_html(read_sources({"<i>=" + place("run"), place("scores"), place("s.jsonl")}), {});
-  for (const char* id : {"models", "training", "tasks", "needles", "cost", "samples"}) {
+  for (const char* id : {"models", "training", "tasks", "needles", "recall", "cost", "samples"}) {
     EXPECT_EQ(count(page, fmt::format("<section id=\"{}\">", id)), 1u) << id;
     EXPECT_EQ(count(page, fmt::format("href=\"#{}\"", id)), 1u) << id;
   }
@@ -193,6 +198,10 @@ TEST_F(Report, PageHoldsWhatTheSourcesHold) {
   EXPECT_NE(page.find("43.5 <small>130M</small>"), std::string::npos);
   EXPECT_NE(page.find("43.3 <small>130M</small>"), std::string::npos);
   EXPECT_NE(page.find(">25</text>"), std::string::npos);
+  // Recall: pairs in order on an axis of log2 from 2 to 8.
+  EXPECT_EQ(count(page, "MQAR, sequences of 64 tokens</h4>"), 1u);
+  EXPECT_NE(page.find("data-x=\"2 8\""), std::string::npos);
+  EXPECT_EQ(count(page, "data-logarithmic-x>"), 1u);
   // What files say is text.
   EXPECT_EQ(page.find("<script>alert"), std::string::npos);
   EXPECT_NE(page.find("&lt;script&gt;alert(1)&lt;/script&gt;"), std::string::npos);

@@ -53,11 +53,18 @@ struct NeedleCell {
   double depth = 0, value = 0;
 };
 
+// Associative recall: the share of values that were right.
+struct RecallCell {
+  int64_t length = 0, pairs = 0, items = 0;
+  double value = 0;
+};
+
 struct TaskScore {
   std::string task, group, main;
   int64_t items = 0;
   std::vector<MetricValue> metrics;
   std::vector<NeedleCell> cells;
+  std::vector<RecallCell> recall;
   double tokens = 0, attention_tokens = 0, flops = 0, state_bytes = 0, seconds = 0, tokens_per_second = 0;
 
   const MetricValue* metric(std::string_view metric_name) const;  // null if absent
