@@ -9,6 +9,7 @@
 #include "base/progress.h"
 #include "cli/commands.h"
 #include "cli/evaluate_table.h"
+#include "cli/model_source.h"
 #include "cli/model_tokenizer.h"
 #include "cli/options.h"
 #include "cli/terminal.h"
@@ -142,7 +143,7 @@ Table settings_table(const Options& options) {
 }
 
 Table header_of(const Options& options, const model::ModelConfig& config, c10::Device device) {
-  const fs::path directory = fs::canonical(options.model);
+  const fs::path directory = options.model;
   Array mixers;
   for (const std::string& mixer : config.mixers) mixers.push_back(Value{mixer});
   Table model;
@@ -150,6 +151,7 @@ Table header_of(const Options& options, const model::ModelConfig& config, c10::D
   model.set("name", Value{model_name(directory)});
   model.set("mixers", Value{std::move(mixers)});
   model.set("parameters", Value{model::count_parameters(config).total});
+  model.set("weights", Value{weights_checksum(directory)});
   model.set("config", Value{formats::read_json((directory / "config.json").string())});
   Table header;
   header.set("model", Value{std::move(model)});
@@ -206,6 +208,8 @@ void evaluate(Options& options) {
   expect(!fs::exists(options.output) || fs::is_directory(options.output),
          "cannot write into {}: it is not a directory", options.output);
   expect(fs::is_directory(options.model), "no such model directory: {}", options.model);
+  // A run's `latest` may move on while this works: everything is of the checkpoint that it names now.
+  options.model = fs::canonical(options.model).string();
   const model::ModelConfig config = model::load_config(options.model);
   const std::vector<ScheduleForm> schedules = read_schedules(options, config);
   const auto tokenizer = load_tokenizer(options.model, config);

@@ -1,6 +1,7 @@
 // What a command is given where it takes either a model directory or a recipe.
 #pragma once
 
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -10,5 +11,10 @@ namespace oryx::cli {
 
 // The config of a model directory, or of a recipe file after section.key=value overrides.
 model::ModelConfig read_model_config(const std::string& source, const std::vector<std::string>& overrides);
+
+// "crc32 1c291ca3" over every byte of the weights of a model directory, its shards in the order of their
+// names: about a second for a gigabyte. It tells the states of a model in training apart; it is no protection
+// against forgery. Throws Error where the directory holds no weights.
+std::string weights_checksum(const std::filesystem::path& directory);
 
 }  // namespace oryx::cli

@@ -2,11 +2,16 @@
 
 #include "base/error.h"
 #include "base/progress.h"
+#include "base/random.h"
 #include "cli/options.h"
 #include "evaluation/associative_recall.h"
 #include "formats/token_shards.h"
 
 namespace oryx::cli {
+
+namespace {
+constexpr uint64_t kQueries = 0x71756572;  // "quer": the stream of their numbers
+}  // namespace
 
 int64_t write_recall_shards(const RecallOptions& options, const tokenizer::Tokenizer& tokenizer,
                             uint64_t seed, int64_t shard_tokens, const std::filesystem::path& directory) {
@@ -22,9 +27,12 @@ int64_t write_recall_shards(const RecallOptions& options, const tokenizer::Token
   for (int64_t i = 0; i < options.sequences; ++i) {
     if (interrupted()) throw Interrupted{};
     const int64_t pairs = options.pairs[static_cast<size_t>(i) % options.pairs.size()];
+    evaluation::RecallShape shape{options.length, pairs, vocabulary};
+    const auto more = static_cast<uint64_t>(shape.slots() - pairs);
+    shape.queries =
+        pairs + static_cast<int64_t>(random_u64(seed, kQueries, static_cast<uint64_t>(i)) % (more + 1));
     const auto sequence =
-        evaluation::make_recall({options.length, pairs, vocabulary}, evaluation::RecallSplit::training, seed,
-                                static_cast<uint64_t>(i));
+        evaluation::make_recall(shape, evaluation::RecallSplit::training, seed, static_cast<uint64_t>(i));
     const std::vector<int32_t> tokens(sequence.tokens.begin(), sequence.tokens.end());
     writer.append(tokens);
     writer.end_document();

@@ -10,14 +10,16 @@
 namespace oryx::cli {
 
 struct RecallOptions {
-  int64_t length = 128;                        // tokens of a sequence: the sequence_length of the recipe
-  std::vector<int64_t> pairs = {2, 4, 8, 16};  // in turn
-  int64_t sequences = 20'000;
+  int64_t length = 128;                            // tokens of a sequence: the sequence_length of the recipe
+  std::vector<int64_t> pairs = {2, 4, 8, 16, 32};  // in turn
+  int64_t sequences = 100'000;
 };
 
 // Writes shards into an existing directory and returns the number of tokens. Every sequence counts as a
-// document, without an end-of-text token: training sequence i is sequence i. Throws UsageError on options
-// that do not fit together, Interrupted after a signal.
+// document, without an end-of-text token: training sequence i is sequence i. The number of queries is drawn
+// evenly from one a pair to all that there is room for: where most tokens are answers the task is learnt in
+// a few hundred steps, and asked for once, each key is one of many tokens that cannot be known. Throws
+// UsageError on options that do not fit together, Interrupted after a signal.
 int64_t write_recall_shards(const RecallOptions& options, const tokenizer::Tokenizer& tokenizer,
                             uint64_t seed, int64_t shard_tokens, const std::filesystem::path& directory);
 

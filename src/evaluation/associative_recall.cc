@@ -99,6 +99,10 @@ void validate(const RecallShape& shape) {
     fail_usage("{} pairs and their queries take {} tokens, more than the length of {}", shape.pairs,
                4 * shape.pairs, shape.length);
   }
+  if (shape.queries != 0 && (shape.queries < shape.pairs || shape.queries > shape.slots())) {
+    fail_usage("{} queries: expected {} (one a pair) to {} (all that a length of {} has room for)",
+               shape.queries, shape.pairs, shape.slots(), shape.length);
+  }
   // A key each, as many values, and the filler.
   if (2 * shape.pairs + 2 > shape.vocabulary) {
     fail_usage("{} pairs need {} ids, the vocabulary has {}", shape.pairs, 2 * shape.pairs + 2,
@@ -120,17 +124,21 @@ RecallSequence make_recall(const RecallShape& shape, RecallSplit split, uint64_t
         static_cast<int64_t>(half + random_u64(key, 1, static_cast<uint64_t>(i)) % (half - 1));
   }
   // Weighted draw of slots without replacement (Efraimidis and Spirakis): the largest log(u) / weight.
-  const int64_t slots = (shape.length - 2 * shape.pairs) / 2;
+  const int64_t queries = shape.queries == 0 ? shape.pairs : shape.queries;
   std::vector<std::pair<double, int64_t>> draws;
-  for (int64_t slot = 0; slot < slots; ++slot) {
+  for (int64_t slot = 0; slot < shape.slots(); ++slot) {
     const double weight = std::pow(static_cast<double>(slot + 1), kPower - 1);
     draws.emplace_back(std::log1p(-random_uniform(key, 2, static_cast<uint64_t>(slot))) / weight, slot);
   }
-  std::partial_sort(draws.begin(), draws.begin() + shape.pairs, draws.end(), std::greater<>());
+  std::partial_sort(draws.begin(), draws.begin() + queries, draws.end(), std::greater<>());
   // Which key stands in which of the slots.
-  for (int64_t i = 0; i < shape.pairs; ++i) {
-    const auto pair = static_cast<int64_t>(
-        permutation_at(key, 1, static_cast<uint64_t>(i), static_cast<uint64_t>(shape.pairs)));
+  for (int64_t i = 0; i < queries; ++i) {
+    auto pair = static_cast<int64_t>(
+        permutation_at(key, 1, static_cast<uint64_t>(i), static_cast<uint64_t>(queries)));
+    if (pair >= shape.pairs) {
+      pair = static_cast<int64_t>(random_u64(key, 3, static_cast<uint64_t>(pair)) %
+                                  static_cast<uint64_t>(shape.pairs));
+    }
     const int64_t position = 2 * shape.pairs + 2 * draws[static_cast<size_t>(i)].second;
     tokens[position] = tokens[2 * pair];
     tokens[position + 1] = tokens[2 * pair + 1];

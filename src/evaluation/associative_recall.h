@@ -15,12 +15,16 @@ namespace oryx::evaluation {
 
 struct RecallShape {
   int64_t length = 256;    // tokens of a sequence
-  int64_t pairs = 16;      // distinct keys, each asked for once; four tokens a pair fit into the length
+  int64_t pairs = 16;      // distinct keys; four tokens a pair fit into the length
   int64_t vocabulary = 0;  // ids 0 … vocabulary−1: keys from the lower half, values from the upper one, the
                            // last id fills
+  int64_t queries = 0;  // of which the first `pairs` ask for every key once, the others for any; 0: as many
+                        // as pairs
+
+  int64_t slots() const { return (length - 2 * pairs) / 2; }  // for a query and its value
 };
 
-// Throws UsageError when the pairs do not fit into the length or the keys into the vocabulary.
+// Throws UsageError when pairs or queries do not fit into the length or the keys into the vocabulary.
 void validate(const RecallShape& shape);
 
 enum class RecallSplit : uint64_t { training, evaluation };  // never the same sequence
@@ -30,7 +34,7 @@ struct RecallSequence {
   std::vector<int64_t> values;  // where the values that are asked for stand, ascending
 };
 
-// k v k v … then slots of two tokens, `pairs` of which hold a query and its value, the rest filler. Gaps
+// k v k v … then slots of two tokens, `queries` of which hold a query and its value, the rest filler. Gaps
 // between a pair and its query follow a power law, as in the paper: near slots are likelier.
 RecallSequence make_recall(const RecallShape& shape, RecallSplit split, uint64_t seed, uint64_t index);
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
 #include <regex>
 #include <set>
 
@@ -99,6 +100,20 @@ TEST(AssociativeRecall, AsksForEveryKeyOnce) {
     EXPECT_EQ(keys.size(), static_cast<size_t>(pairs));
     EXPECT_EQ(asked, keys);
     EXPECT_NE(make_recall(shape, RecallSplit::training, 1, 3).tokens, sequence.tokens);
+  }
+  // More queries: still every key, then any of them, each with its value.
+  const RecallShape dense{64, 5, 50, 27};
+  const RecallSequence sequence = make_recall(dense, RecallSplit::training, 1, 3);
+  ASSERT_EQ(sequence.values.size(), 27u);  // all slots
+  std::map<int64_t, int64_t> values, asked;
+  for (int64_t i = 0; i < 5; ++i) values[sequence.tokens[2 * i]] = sequence.tokens[2 * i + 1];
+  for (const int64_t position : sequence.values) {
+    ++asked[sequence.tokens[position - 1]];
+    EXPECT_EQ(sequence.tokens[position], values.at(sequence.tokens[position - 1])) << position;
+  }
+  EXPECT_EQ(asked.size(), 5u);
+  for (const int64_t queries : {4, 28}) {
+    EXPECT_THROW(validate(RecallShape{64, 5, 50, queries}), UsageError) << queries;
   }
   EXPECT_THROW(validate(RecallShape{64, 17, 50}), UsageError);
   EXPECT_THROW(validate(RecallShape{64, 16, 32}), UsageError);

@@ -166,6 +166,12 @@ class Evaluate(CommandLineTest):
         other = write_model(self.folder / "other", "gated_delta")
         self.fails(1, [command[0], other, *command[2:]], "model", "remove it")
         command[command.index("lambada,mqar")] = "lambada,winogrande"
+        # The same directory and config, but training went on: one bit of one weight.
+        weights = self.model / "model.safetensors"
+        stored = weights.read_bytes()
+        weights.write_bytes(stored[:-1] + bytes([stored[-1] ^ 1]))
+        self.fails(1, command, "model.weights", "crc32", "remove it")
+        weights.write_bytes(stored)
         self.succeeds(*command, "--schedule", "attention", "--schedule", "linear")
         after = json.loads(results.read_text())
         self.assertEqual([list(run["tasks"]) for run in after["runs"]], [["lambada", "winogrande"]] * 2)
