@@ -17,8 +17,8 @@ struct RecallOptions {
 
 // Writes shards into an existing directory and returns the number of tokens. Every sequence counts as a
 // document, without an end-of-text token: training sequence i is sequence i. The number of queries is drawn
-// evenly from one a pair to all that there is room for: where most tokens are answers the task is learnt in
-// a few hundred steps, and asked for once, each key is one of many tokens that cannot be known. Throws
+// evenly from one a pair to all that there is room for, so that a large share of the tokens are answers: most
+// of the others cannot be known. Throws
 // UsageError on options that do not fit together, Interrupted after a signal.
 int64_t write_recall_shards(const RecallOptions& options, const tokenizer::Tokenizer& tokenizer,
                             uint64_t seed, int64_t shard_tokens, const std::filesystem::path& directory);
