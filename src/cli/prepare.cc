@@ -126,7 +126,10 @@ void prepare(const Options& options) {
   const std::vector<std::string> files =
       options.files.empty() ? options.files : tokenizer::find_text_files(options.files);
   const fs::path output = fs::absolute(options.output).lexically_normal();
-  expect_parent_directory((output.has_filename() ? output : output.parent_path()).string());
+  const fs::path directory_name = output.has_filename() ? output : output.parent_path();
+  std::error_code ignored;
+  fs::create_directories(directory_name.parent_path(), ignored);
+  expect_parent_directory(directory_name.string());
   expect_free(options.output);
 
   watch_for_interrupt();

@@ -123,6 +123,10 @@ class Prepare(unittest.TestCase):
         self.assertEqual(done.stdout, b"")
         self.assertEqual(sorted(self.root.rglob("*")), before)
 
+    def test_makes_the_directories_above(self):
+        self.prepare(self.write("good.txt", b"text\n"), output="new/above/shards")
+        self.assertTrue((self.root / "new/above/shards/tokens-00000.safetensors").is_file())
+
     def test_errors_leave_nothing(self):
         good = self.write("good.txt", b"text\n" * 1000)
         self.fails("no text in empty.txt, -", self.write("empty.txt", b"<|endoftext|>\n"), "-")
@@ -136,8 +140,8 @@ class Prepare(unittest.TestCase):
         self.fails("broken.json: malformed", good, tokenizer=self.write("broken.json", b"{"))
         self.fails("shard-tokens is 0", good, options=["--shard-tokens", "0"], code=2)
         self.fails("threads is 0", good, options=["--threads", "0"], code=2)
-        self.fails("is not a directory", good, output="missing/shards")
         self.write("file", b"")
+        self.fails("file is not a directory", good, output="file/shards")
         self.fails("exists and is no directory", good, output="file")
         self.output.mkdir()
         self.write("shards/precious", b"")
