@@ -138,7 +138,7 @@ void make_stacks(size_t count) {
 
 void land(const std::vector<Copy>& copies) {
   for (const Copy& copy : copies) {
-    std::memcpy(copy.to, copy.from, copy.valid_bytes);
+    if (copy.valid_bytes > 0) std::memcpy(copy.to, copy.from, copy.valid_bytes);  // else `from` may be null
     std::memset(static_cast<char*>(copy.to) + copy.valid_bytes, 0, copy.bytes - copy.valid_bytes);
   }
 }
