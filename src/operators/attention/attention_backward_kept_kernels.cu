@@ -137,7 +137,8 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
   const int readers = p.in.query_heads / p.in.key_heads, lane = static_cast<int>(threadIdx.x) % 32,
             group = warpgroup(), row0 = group * 64 + warp_of_group() * 16;
   const float scale = p.in.scale * log2_of_e;
-  const auto release = [&](Gate& gate) {  // by this warp, which is done with the stage
+  const auto release = [&](Gate& gate) {  // by this warp, all of which is done with the stage
+    __syncwarp();
     if (lane == 0) gate.arrive();
   };
   RingPlace<Blocks::key_stages> keys_at;
@@ -230,7 +231,6 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       warpgroup_wait<begins_next ? 2 : 0>();
       settle(v_grad);
       settle(k_grad);
-      __syncwarp();
       release(shared.gates.rows_empty[rows_at.stage]);
       rows_at.next();
       if (++reader == readers) reader = 0;
@@ -272,7 +272,6 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
     };
     store_rows(k_grad, shared.keys(keys_at.stage), row0, target(p.key_grad));
     store_rows(v_grad, shared.values(keys_at.stage), row0, target(p.value_grad));
-    __syncwarp();
     release(shared.gates.keys_empty[keys_at.stage]);
     keys_at.next();
   }

@@ -122,7 +122,7 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
     uint32_t weighted[4][4], d_value[4][4], from_keys[4][4];
     if (reader == readers - 1) {
       weigh_tokens(weighted, d_surprise, gates.beta);
-      find_d_surprises(d_surprise, weighted, stage.inverse);
+      add_inverse<Layout::transposed>(d_surprise, weighted, stage.inverse);
       weigh_tokens(d_value, d_surprise, gates.beta);
       weigh_tokens(from_keys, d_value, gates.gamma, -1.0f);
       begin_products([&] { multiply_columns(d_state.values, from_keys, stage.key); });

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
       finish_products<1>(residual);
       uint32_t weighted[4][4];
       find_residual(residual, weighted, state.column0(), stage.slice, gates);
-      find_surprises(residual, weighted, stage.inverse);
+      add_inverse<Layout::plain>(residual, weighted, stage.inverse);
       weigh_tokens(added, residual, gates.beta);
     } else {
       begin_products([&] { multiply_rows(output, rounded, stage.query); });

@@ -99,32 +99,21 @@ __device__ inline void find_residual(Accumulator<1, 8>& residual, uint32_t (&wei
     }
   }
 }
-// Makes of Wᵀ, with β ⊙ W, Nᵀ = (W + C (β ⊙ W))ᵀ.
-__device__ inline void find_surprises(Accumulator<1, 8>& residual, const uint32_t (&weighted)[4][4],
-                                      Panels<kChunk, kChunk> inverse) {
-  const FragmentsB<Layout::plain, 64> fragments(inverse.panel(0));
+// Makes of Wᵀ, with β ⊙ W, Nᵀ = (W + C (β ⊙ W))ᵀ; by the transposed C of dUᵀ, with β ⊙ dU,
+// Yᵀ = (dU + Cᵀ (β ⊙ dU))ᵀ.
+template <Layout layout>
+__device__ inline void add_inverse(Accumulator<1, 8>& rows, const uint32_t (&weighted)[4][4],
+                                   Panels<kChunk, kChunk> inverse) {
+  const FragmentsB<layout, 64> fragments(inverse.panel(0));
 #pragma unroll
   for (int i = 0; i < 4; ++i)
 #pragma unroll
     for (int j = 0; j <= i; ++j) {
+      const int to = layout == Layout::plain ? i : j, from = layout == Layout::plain ? j : i;
       uint32_t b[4];
-      fragments.load(b, i, j);
-      multiply_add(residual.value[0][2 * i], weighted[j], b[0], b[1]);
-      multiply_add(residual.value[0][2 * i + 1], weighted[j], b[2], b[3]);
-    }
-}
-// Makes of dUᵀ, with β ⊙ dU, Yᵀ = (dU + Cᵀ (β ⊙ dU))ᵀ.
-__device__ inline void find_d_surprises(Accumulator<1, 8>& d_rows, const uint32_t (&weighted)[4][4],
-                                        Panels<kChunk, kChunk> inverse) {
-  const FragmentsB<Layout::transposed, 64> fragments(inverse.panel(0));
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j <= i; ++j) {
-      uint32_t b[4];
-      fragments.load(b, j, i);
-      multiply_add(d_rows.value[0][2 * j], weighted[i], b[0], b[1]);
-      multiply_add(d_rows.value[0][2 * j + 1], weighted[i], b[2], b[3]);
+      fragments.load(b, to, from);
+      multiply_add(rows.value[0][2 * to], weighted[from], b[0], b[1]);
+      multiply_add(rows.value[0][2 * to + 1], weighted[from], b[2], b[3]);
     }
 }
 // x ⊙ factor_of_all · `factors` of the tokens, of columns by tokens.
@@ -185,7 +174,7 @@ __device__ inline void take_step(StateRows<key_dim>& state, const Stage& stage, 
   uint32_t weighted[4][4], carried[4][4];
   has_value ? find_residual<true>(residual, weighted, state.column0(), stage.slice, gates)
             : find_residual<false>(residual, weighted, state.column0(), stage.slice, gates);
-  find_surprises(residual, weighted, stage.inverse);
+  add_inverse<Layout::plain>(residual, weighted, stage.inverse);
   weigh_tokens(carried, residual, gates.beta_rho);
   begin_products([&] { multiply_columns(state.values, carried, stage.key); });
   keep_surprises(residual);
