@@ -11,24 +11,14 @@ namespace oryx::evaluation {
 
 namespace {
 
-// The samples of a cell over all heatmaps of a task.
-struct Samples {
-  int64_t fewest = INT64_MAX, most = 0;
-
-  std::string text() const {
-    return fewest == most ? fmt::format("{}", most) : fmt::format("{} to {}", fewest, most);
-  }
-};
-
 std::string heatmap_html(const std::string& label, const std::string& schedule, const TaskScore& task,
-                         Samples& samples) {
+                         ItemRange& samples) {
   std::set<int64_t> lengths;
   std::set<double> depths;
   for (const NeedleCell& cell : task.cells) {
     lengths.insert(cell.length);
     depths.insert(cell.depth);
-    samples.fewest = std::min(samples.fewest, cell.items);
-    samples.most = std::max(samples.most, cell.items);
+    samples.add(cell.items);
   }
   // Fractions, or per cent already.
   const double factor = *depths.rbegin() <= 1 ? 100 : 1;
@@ -56,7 +46,7 @@ bool is_plain(const std::string& schedule) {
 }
 
 std::string task_html(const Sources& sources, const std::string& name) {
-  Samples samples;
+  ItemRange samples;
   std::string plain, others;
   int folded = 0;
   for (const EvaluationSource& evaluation : sources.evaluations) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 #include <utility>
 #include <vector>
 
@@ -16,12 +15,7 @@ namespace {
 // What one figure compares: a task at one length of its sequences.
 struct Recall {
   Plot plot;
-  std::set<int64_t> items;
-
-  std::string items_text() const {
-    return *items.begin() == *items.rbegin() ? fmt::format("{}", *items.begin())
-                                             : fmt::format("{} to {}", *items.begin(), *items.rbegin());
-  }
+  ItemRange items;
 };
 
 // One line a model and schedule; models by colour, schedules of a model by dash.
@@ -32,7 +26,7 @@ void add_line(const std::string& label, int model, int schedule, std::vector<Rec
   for (const RecallCell& cell : cells) {
     series.x.push_back(static_cast<double>(cell.pairs));
     series.y.push_back(100 * cell.value);
-    recall.items.insert(cell.items);
+    recall.items.add(cell.items);
   }
   series.colour = model;
   series.dash = schedule;
@@ -71,7 +65,7 @@ Section recall_section(const Sources& sources, Figures& figures) {
         recall.plot,
         fmt::format("Means over {} sequences for each number of pairs. One colour a model, one "
                     "kind of line a schedule.",
-                    recall.items_text()),
+                    recall.items.text()),
         FigureSize::full);
   }
   return section;

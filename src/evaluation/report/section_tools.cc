@@ -12,6 +12,15 @@ std::string plural(size_t count, const std::string& word) {
   return fmt::format("{} {}{}", count, word, count == 1 ? "" : "s");
 }
 
+void ItemRange::add(int64_t items) {
+  fewest = std::min(fewest, items);
+  most = std::max(most, items);
+}
+
+std::string ItemRange::text() const {
+  return fewest == most ? fmt::format("{}", most) : fmt::format("{} to {}", fewest, most);
+}
+
 Points thinned(const Points& points, size_t buckets, size_t& per_bucket) {
   per_bucket = std::max<size_t>(1, (points.x.size() + buckets - 1) / buckets);
   Points result;

@@ -1,6 +1,7 @@
 // What several sections of the report need.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,14 @@ struct Unit {
 Unit unit_for(double largest);
 
 double median(std::vector<double> values);
+
+// Of how many items several numbers are: "100", or "80 to 100".
+struct ItemRange {
+  int64_t fewest = INT64_MAX, most = 0;
+
+  void add(int64_t items);
+  std::string text() const;
+};
 
 // "LAMBADA", "ARC-easy"; a name that is not known as it is.
 std::string task_title(const std::string& task);
