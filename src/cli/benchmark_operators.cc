@@ -10,6 +10,7 @@
 
 #include "cli/measure.h"
 #include "cli/replay.h"
+#include "operators/activations.h"
 #include "operators/adamw/adamw.h"
 #include "operators/attention/attention.h"
 #include "operators/cross_entropy/cross_entropy.h"
@@ -122,7 +123,7 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
                e = static_cast<double>(c10::elementSize(dtype));
   const double dim = static_cast<double>(sizes.head_dim), states = static_cast<double>(tokens * sizes.heads);
   const auto options = at::TensorOptions(dtype).device(device);
-  const auto wide = options.dtype(dtype == at::kDouble ? at::kDouble : at::kFloat);
+  const auto wide = options.dtype(operators::accumulate_type(dtype));
   const auto normal = [&](at::IntArrayRef shape) { return at::randn(shape, options); };
   const auto heads = [&] { return normal({sizes.batch, sizes.length, sizes.heads, sizes.head_dim}); };
   const auto unit = [&](const at::Tensor& x) {

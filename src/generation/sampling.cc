@@ -80,6 +80,11 @@ int64_t draw(std::span<const double> probabilities, const SamplingOptions& optio
   return invert(all, probabilities, uniform);
 }
 
+// Logits in the type in which probabilities are worked out.
+at::Tensor widened(const at::Tensor& logits) {
+  return logits.to(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+}
+
 Choice checked(Choice choice, uint64_t position) {
   expect(!std::isnan(choice.logprob), "the model's logits at position {} are not numbers", position);
   return choice;
@@ -104,8 +109,7 @@ Choice choose(const at::Tensor& logits, int64_t vocabulary, const SamplingOption
          "expected logits of at least {} ids, got {} dimensions of {} values", vocabulary, logits.dim(),
          logits.numel());
   if (options.temperature == 0) return choose_most_likely(logits.unsqueeze(0), vocabulary, position)[0];
-  const at::Tensor row =
-      logits.to(at::kCPU, logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat).contiguous();
+  const at::Tensor row = widened(logits.cpu()).contiguous();
   const at::Tensor log_probabilities = at::log_softmax(row, 0);
   const at::Tensor allowed = row.narrow(0, 0, vocabulary);
 
@@ -122,7 +126,7 @@ std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabul
   expect(logits.dim() == 2 && vocabulary > 0 && vocabulary <= logits.size(1),
          "expected logits [n, at least {}], got {} dimensions of {} values", vocabulary, logits.dim(),
          logits.numel());
-  const at::Tensor wide = logits.to(logits.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+  const at::Tensor wide = widened(logits);
   const at::Tensor best = wide.narrow(1, 0, vocabulary).argmax(1, /*keepdim=*/true);
   const at::Tensor logprobs = at::log_softmax(wide, 1).gather(1, best).to(at::kCPU, at::kDouble),
                    ids = best.cpu();

@@ -6,6 +6,7 @@
 
 #include "base/device_copy.h"
 #include "base/error.h"
+#include "operators/activations.h"
 #include "operators/rotary/rotary.h"
 
 namespace oryx::model {
@@ -39,12 +40,11 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
   routing.time = time;
   routing.position = position;
 
-  const at::ScalarType accumulate = dtype == at::kDouble ? at::kDouble : at::kFloat;
   Selection& everything = routing.everything;
   if (config.rope != "none") {
     std::tie(everything.cosine, everything.sine) = operators::rotary_tables(
         at::arange(position, position + time, at::TensorOptions(at::kLong).device(device)), config.head_dim,
-        config.rope_base, accumulate);
+        config.rope_base, operators::accumulate_type(dtype));
   }
   everything.count = batch * time;
   Builder all;

@@ -10,14 +10,11 @@
 #include "base/shapes.h"
 #include "formats/safetensors.h"
 #include "model/mixers/mixer.h"
+#include "operators/activations.h"
 
 namespace oryx::model {
 
 namespace {
-
-at::ScalarType accumulate_type(at::ScalarType dtype) {
-  return dtype == at::kDouble ? at::kDouble : at::kFloat;
-}
 
 bool has_attention(const std::vector<std::string>& mixers) {
   return std::find(mixers.begin(), mixers.end(), "attention") != mixers.end();
@@ -73,7 +70,7 @@ JointState JointState::empty(const ModelConfig& config, int64_t batch, at::Scala
     }
     if (!linear_mixer(mixers).empty()) {
       layer.recurrent = at::zeros({batch, config.value_heads, config.head_dim, config.value_dim},
-                                  options.dtype(accumulate_type(dtype)));
+                                  options.dtype(operators::accumulate_type(dtype)));
     }
     if (config.short_conv) {
       const int64_t taps = config.conv_width - 1;
