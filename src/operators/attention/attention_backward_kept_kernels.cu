@@ -42,16 +42,11 @@ struct KeyBlocks {
   static constexpr int stages = runs_ahead ? 4 : 3, key_stages = 2;
   using Keys = Panels<kBlockKeys, dim>;
   using Rows = Panels<kTileRows, dim>;
-  struct Facts {  // of a tile
-    float2 statistics[kTileRows];
-    int positions[kTileRows];
-    int image, unused[3];
-  };
   struct Gates {
     Gate keys_full[key_stages], keys_empty[key_stages], rows_full[stages], rows_empty[stages];
   };
-  static constexpr size_t tiles_bytes = 2 * key_stages * Keys::bytes + 2 * stages * Rows::bytes,
-                          gates_at = tiles_bytes + stages * sizeof(Facts), bytes = gates_at + sizeof(Gates);
+  static constexpr size_t gates_at = 2 * key_stages * Keys::bytes + 2 * stages * Rows::bytes,
+                          bytes = gates_at + sizeof(Gates);
 
   Gates& gates = *reinterpret_cast<Gates*>(shared_memory() + gates_at);
 
@@ -62,9 +57,6 @@ struct KeyBlocks {
     return {base() + (2 * key_stages * kBlockKeys + 2 * stage * kTileRows) * dim};
   }
   __device__ Rows grads(int stage) const { return {rows(stage).base + kTileRows * dim}; }
-  __device__ Facts& facts(int stage) const {
-    return reinterpret_cast<Facts*>(shared_memory() + tiles_bytes)[stage];
-  }
 };
 
 template <int dim>
@@ -72,14 +64,16 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
   using Blocks = KeyBlocks<dim>;
   const AttentionBackward& p = slice.pass;
   const int heads = p.in.query_heads, readers = heads / p.in.key_heads,
-            thread = static_cast<int>(threadIdx.x) - Blocks::consumers, loader = thread / 32;
+            loader = (static_cast<int>(threadIdx.x) - Blocks::consumers) / 32;
   const int64_t stride = static_cast<int64_t>(heads) * dim;
   RingPlace<Blocks::key_stages> keys_at;
   RingPlace<Blocks::stages> rows_at;
   for (Share share(static_cast<int>(p.block_count) * slice.heads); share.has_work(); share.next()) {
     const int key_head = slice.first_head + share.index() % slice.heads;
     const KeyBlock block = p.blocks[share.index() / slice.heads];
-    const int valid = block.end - block.begin;
+    const int valid = block.end - block.begin, past = block.first_tile + block.tiles;
+    QueryItem coming{};  // read ahead, so that no copy waits for it
+    if (block.tiles > 0) coming = p.tiles[block.first_tile];
     shared.gates.keys_empty[keys_at.stage].wait(keys_at.parity ^ 1);
     load_rows_by_warps<kLoaders>(
         loader, shared.keys(keys_at.stage), valid,
@@ -91,23 +85,11 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
                                  p.in.value_strides[1]);
     shared.gates.keys_full[keys_at.stage].arrive_after_copies();
     keys_at.next();
-    for (int tile = block.first_tile; tile < block.first_tile + block.tiles; ++tile) {
-      const QueryItem rows = p.tiles[tile];
+    for (int tile = block.first_tile; tile < past; ++tile) {
+      const QueryItem rows = coming;
+      if (tile + 1 < past) coming = p.tiles[tile + 1];
       for (int reader = 0; reader < readers; ++reader) {
-        const int head = key_head * readers + reader, slot = thread % kTileRows;
-        const bool has_row = slot < rows.rows, has_statistics = thread < kTileRows;
-        // Asked for before the wait and the copies, so that they are there afterwards. Rows past the tile's
-        // end get a weight of 1 for a gradient of 0.
-        float2 statistics{};
-        int position = 0, image = 0;
-        if (has_statistics) {
-          if (has_row)
-            statistics =
-                reinterpret_cast<const float2*>(p.statistics)[int64_t{rows.row + slot} * heads + head];
-        } else {
-          if (has_row) position = p.in.positions[rows.row + slot];
-          if (slot == 0) image = p.tile_images[tile];
-        }
+        const int head = key_head * readers + reader;
         shared.gates.rows_empty[rows_at.stage].wait(rows_at.parity ^ 1);
         load_rows_by_warps<kLoaders>(
             loader, shared.rows(rows_at.stage), rows.rows,
@@ -115,14 +97,6 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
         load_rows_by_warps<kLoaders>(
             loader, shared.grads(rows_at.stage), rows.rows,
             packed_row<dim>(static_cast<const bf16*>(p.output_grad), rows.row, heads, head), stride);
-        auto& facts = shared.facts(rows_at.stage);
-        if (has_statistics) {
-          facts.statistics[slot] = statistics;
-        } else {
-          facts.positions[slot] = position;
-          if (slot == 0) facts.image = image;
-        }
-        shared.gates.rows_full[rows_at.stage].arrive();
         shared.gates.rows_full[rows_at.stage].arrive_after_copies();
         rows_at.next();
       }
@@ -130,9 +104,12 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
   }
 }
 
-template <int dim>
+// What passes through the gates is read by products alone: the rows' statistics and positions come straight
+// from global memory, to the threads that need them.
+template <int dim, bool keeps>
 __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shared) {
   using Blocks = KeyBlocks<dim>;
+  constexpr int quads = kTileRows / 16;  // of a thread's places in a tile
   const AttentionBackward& p = slice.pass;
   const int readers = p.in.query_heads / p.in.key_heads, lane = static_cast<int>(threadIdx.x) % 32,
             group = warpgroup(), row0 = group * 64 + warp_of_group() * 16;
@@ -151,10 +128,42 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
     Share after = share;
     after.next();
     if (after.has_work()) coming = p.blocks[after.index() / slice.heads];
-    const int first_key = block.begin + row0, steps = block.tiles * readers;
+    const int first_key = block.begin + row0, steps = block.tiles * readers,
+              past = block.first_tile + block.tiles;
     Accumulator<1, dim / 8> k_grad, v_grad;
     k_grad.clear();
     v_grad.clear();
+
+    // Of the step that is worked on and, where registers suffice, read ahead: its log-sum-exps, its first
+    // position, ⟨dO, O⟩ and the number of its first image.
+    int tile = block.first_tile, reader = 0, first_position = 0, image = 0;
+    float4 logsumexp[Blocks::runs_ahead ? quads : 1], output_dot[Blocks::runs_ahead ? quads : 1];
+    const auto statistics = [&] {
+      const int head = key_head * readers + reader;
+      return reinterpret_cast<const float4*>(p.tile_statistics) +
+             (head * p.tile_count + tile) * (kTileRows / 2) + lane % 4 * (2 * quads);
+    };
+    const float4* of_step = nullptr;
+    const auto read_step = [&] {
+      if (Blocks::runs_ahead && tile == past) return;
+      of_step = statistics();
+      if constexpr (Blocks::runs_ahead) {
+#pragma unroll
+        for (int i = 0; i < quads; ++i) logsumexp[i] = of_step[2 * i], output_dot[i] = of_step[2 * i + 1];
+      }
+      first_position = p.tiles[tile].first;
+      if constexpr (keeps) image = p.tile_images[tile];
+    };
+    const auto logsumexp_of = [&](int i) {
+      if constexpr (Blocks::runs_ahead) return logsumexp[i];
+      return of_step[2 * i];
+    };
+    const auto output_dot_of = [&](int i) {
+      if constexpr (Blocks::runs_ahead) return output_dot[i];
+      return of_step[2 * i + 1];
+    };
+    if constexpr (Blocks::runs_ahead) read_step();
+
     shared.gates.keys_full[keys_at.stage].wait(keys_at.parity);
     // Transposed: rows are keys, columns are query rows.
     Accumulator<1, kTileRows / 8> s, ds;
@@ -168,35 +177,35 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       multiply_rows(ds, shared.values(keys_stage), group * 64, shared.grads(at.stage));
       warpgroup_commit();
     };
-    const auto weigh = [&](const RingPlace<Blocks::stages>& at) {
-      const auto& facts = shared.facts(at.stage);
-      const bool is_masked = facts.positions[0] < first_key + 15;
+    const auto weigh = [&] {
+      const bool is_masked = first_position < first_key + 15;
       warpgroup_wait<1>();
       settle(s);
 #pragma unroll
       for (int j = 0; j < kTileRows / 8; ++j) {
-        const float4 pair = *reinterpret_cast<const float4*>(facts.statistics + lane % 4 * 2 + 8 * j);
+        const float4 four = logsumexp_of(j / 2);
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - (e % 2 == 0 ? pair.x : pair.z));
+        for (int e = 0; e < 4; ++e) {
+          const float sum = j % 2 == 0 ? (e % 2 == 0 ? four.x : four.y) : (e % 2 == 0 ? four.z : four.w);
+          s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - sum);
+        }
       }
       if (is_masked) {
+        const int4* const positions =
+            reinterpret_cast<const int4*>(p.tile_positions) + tile * (kTileRows / 4) + lane % 4 * quads;
 #pragma unroll
-        for (int j = 0; j < kTileRows / 8; ++j) {
-          const int2 pair = *reinterpret_cast<const int2*>(facts.positions + lane % 4 * 2 + 8 * j);
+        for (int i = 0; i < quads; ++i) {
+          const int4 four = positions[i];
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int key = first_key + lane / 4 + 8 * (e / 2);
-            if (key > (e % 2 == 0 ? pair.x : pair.y)) s.value[0][j][e] = 0.0f;
+          for (int e = 0; e < 8; ++e) {
+            const int key = first_key + lane / 4 + 8 * (e / 2 % 2),
+                      position = e < 4 ? (e % 2 == 0 ? four.x : four.y) : (e % 2 == 0 ? four.z : four.w);
+            if (key > position) s.value[0][2 * i + e / 4][e % 4] = 0.0f;
           }
         }
       }
     };
-    int reader = 0;
     const auto finish_step = [&]<bool begins_next>(std::bool_constant<begins_next>) {
-      const auto& facts = shared.facts(rows_at.stage);
-      uint4* const image =
-          image_at(slice, key_head * readers + reader, facts.image + block.begin / kBlockKeys) + lane;
       uint32_t weights[kTileRows / 16][4], score_grads[kTileRows / 16][4];
       as_operand(weights, s);
       warpgroup_fence();
@@ -208,10 +217,12 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       }
 #pragma unroll
       for (int j = 0; j < kTileRows / 8; ++j) {
-        const float4 pair = *reinterpret_cast<const float4*>(facts.statistics + lane % 4 * 2 + 8 * j);
+        const float4 four = output_dot_of(j / 2);
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - (e % 2 == 0 ? pair.y : pair.w));
+        for (int e = 0; e < 4; ++e) {
+          const float dot = j % 2 == 0 ? (e % 2 == 0 ? four.x : four.y) : (e % 2 == 0 ? four.z : four.w);
+          ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - dot);
+        }
       }
       as_operand(score_grads, ds);
       warpgroup_fence();
@@ -222,24 +233,29 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
         next.next();
         begin_step(next);
       }
+      if constexpr (keeps) {
+        uint4* const images =
+            image_at(slice, key_head * readers + reader, image + block.begin / kBlockKeys) + lane;
 #pragma unroll
-      for (int k = 0; k < kTileRows / 16; ++k) {
-        const uint32_t(&a)[4] = score_grads[k];
-        image[(k * (kBlockKeys / 16) + row0 / 16) * 32] = {transpose_matrix(a[0]), transpose_matrix(a[2]),
-                                                           transpose_matrix(a[1]), transpose_matrix(a[3])};
+        for (int k = 0; k < kTileRows / 16; ++k) {
+          const uint32_t(&a)[4] = score_grads[k];
+          images[(k * (kBlockKeys / 16) + row0 / 16) * 32] = {transpose_matrix(a[0]), transpose_matrix(a[2]),
+                                                              transpose_matrix(a[1]), transpose_matrix(a[3])};
+        }
       }
+      if (++reader == readers) reader = 0, ++tile;
+      if constexpr (Blocks::runs_ahead) read_step();
       warpgroup_wait<begins_next ? 2 : 0>();
       settle(v_grad);
       settle(k_grad);
       release(shared.gates.rows_empty[rows_at.stage]);
       rows_at.next();
-      if (++reader == readers) reader = 0;
     };
     if constexpr (Blocks::runs_ahead) {
       // Products that are under way from one pass of the loop to the next would make the compiler wait for
       // every single one.
       const auto prepare = [&] {
-        weigh(rows_at);
+        weigh();
         warpgroup_wait<0>();
         settle(ds);
       };
@@ -254,8 +270,9 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       }
     } else {
       for (int step = 0; step < steps; ++step) {
+        read_step();
         begin_step(rows_at);
-        weigh(rows_at);
+        weigh();
         finish_step(std::false_type{});
       }
     }
@@ -277,7 +294,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
   }
 }
 
-template <int dim>
+template <int dim, bool keeps>
 __global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1)
     attention_key_blocks_kernel(const HeadSlice slice) {
   using Blocks = KeyBlocks<dim>;
@@ -285,16 +302,16 @@ __global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1)
   if (threadIdx.x == 0) {
     for (Gate& gate : shared.gates.keys_full) gate.open(32 * kLoaders);
     for (Gate& gate : shared.gates.keys_empty) gate.open(Blocks::consumers / 32);
-    for (Gate& gate : shared.gates.rows_full) gate.open(2 * 32 * kLoaders);  // of each thread: stores, copies
+    for (Gate& gate : shared.gates.rows_full) gate.open(32 * kLoaders);
     for (Gate& gate : shared.gates.rows_empty) gate.open(Blocks::consumers / 32);
   }
   __syncthreads();
   if (warpgroup() == Blocks::consumers / 128) {
-    set_registers<40, false>();
+    set_registers<24, false>();
     load_blocks(slice, shared);
   } else {
-    set_registers<232, true>();
-    sum_over_rows(slice, shared);
+    set_registers<240, true>();
+    sum_over_rows<dim, keeps>(slice, shared);
   }
 }
 
@@ -434,8 +451,8 @@ void run(const AttentionBackward& p, void* stream) {
   };
   for (int first = 0; first < p.in.key_heads; first += p.slice_heads) {
     const HeadSlice slice{p, first, std::min(p.slice_heads, p.in.key_heads - first)};
-    launch<attention_key_blocks_kernel<dim>>(blocks(p.block_count * slice.heads), KeyBlocks<dim>::threads,
-                                             KeyBlocks<dim>::bytes, stream, slice);
+    launch<attention_key_blocks_kernel<dim, true>>(
+        blocks(p.block_count * slice.heads), KeyBlocks<dim>::threads, KeyBlocks<dim>::bytes, stream, slice);
     const int query_heads = slice.heads * (p.in.query_heads / p.in.key_heads);
     launch<attention_tile_groups_kernel<dim>>(blocks(p.group_count * query_heads), TileGroups<dim>::threads,
                                               TileGroups<dim>::bytes, stream, slice);

@@ -14,16 +14,20 @@ namespace {
 
 constexpr int kStatisticsThreads = 256;
 
+// Blocks of threads by tiles, kStatisticsThreads units of eight columns each.
 template <int dim>
 __global__ void __launch_bounds__(kStatisticsThreads) attention_statistics_kernel(const AttentionBackward p) {
   constexpr int lanes = dim / 8;  // of a row and head
-  const int64_t all = p.rows * p.in.query_heads,
-                unit = static_cast<int64_t>(blockIdx.x) * kStatisticsThreads + threadIdx.x,
-                row = unit / lanes;
+  const int tile = static_cast<int>(blockIdx.x), heads = p.in.query_heads,
+            unit = static_cast<int>(blockIdx.y * kStatisticsThreads + threadIdx.x),
+            slot = unit / lanes / heads, head = unit / lanes % heads;
+  const QueryItem rows = p.tiles[tile];
+  const bool has_row = slot < rows.rows;
   float sum = 0.0f;
-  if (row < all) {
-    const uint4 gradient = static_cast<const uint4*>(p.output_grad)[unit],
-                output = static_cast<const uint4*>(p.output)[unit];
+  if (has_row) {
+    const int64_t at = static_cast<int64_t>(rows.row) * heads * lanes + unit;
+    const uint4 gradient = static_cast<const uint4*>(p.output_grad)[at],
+                output = static_cast<const uint4*>(p.output)[at];
     const uint32_t g[4] = {gradient.x, gradient.y, gradient.z, gradient.w},
                    o[4] = {output.x, output.y, output.z, output.w};
 #pragma unroll
@@ -33,8 +37,17 @@ __global__ void __launch_bounds__(kStatisticsThreads) attention_statistics_kerne
     }
   }
   sum = sum_over_lanes<lanes>(sum);
-  if (row < all && unit % lanes == 0)
-    reinterpret_cast<float2*>(p.statistics)[row] = {p.logsumexp[row] * log2_of_e, sum};
+  if (unit % lanes != 0 || slot >= kTileRows) return;
+  float2 statistics{};
+  if (has_row) {
+    const int64_t row = static_cast<int64_t>(rows.row + slot) * heads + head;
+    statistics = {p.logsumexp[row] * log2_of_e, sum};
+    reinterpret_cast<float2*>(p.statistics)[row] = statistics;
+  }
+  const int place = tile_place(slot);
+  float* const of_tile =
+      p.tile_statistics + (head * p.tile_count + tile) * (2 * kTileRows) + place / 4 * 8 + place % 4;
+  of_tile[0] = statistics.x, of_tile[4] = statistics.y;
 }
 
 // ---- dK and dV
@@ -363,10 +376,10 @@ void run_key_pass(const AttentionBackward& p, void* stream) {
 
 template <int dim>
 void run(const AttentionBackward& p, void* stream) {
-  const int64_t units = p.rows * p.in.query_heads * (dim / 8);
+  const int units = kTileRows * p.in.query_heads * (dim / 8);
   launch<attention_statistics_kernel<dim>>(
-      dim3(static_cast<unsigned>((units + kStatisticsThreads - 1) / kStatisticsThreads)), kStatisticsThreads,
-      0, stream, p);
+      dim3(static_cast<unsigned>(p.tile_count), (units + kStatisticsThreads - 1) / kStatisticsThreads),
+      kStatisticsThreads, 0, stream, p);
   if (p.score_grads != nullptr) return attention_backward_kept(p, stream);
   // A key sees about half of its sequence's rows.
   const int64_t sequences = p.block_count / ((p.capacity + kBlockKeys - 1) / kBlockKeys);

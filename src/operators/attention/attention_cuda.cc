@@ -98,17 +98,21 @@ struct RowsFunction : torch::autograd::Function<RowsFunction> {
                      key_grad = at::empty(key.sizes(), query.options()),
                      value_grad = at::empty(value.sizes(), query.options()),
                      statistics =
-                         at::empty({query.size(0), query.size(1), 2}, query.options().dtype(at::kFloat));
+                         at::empty({query.size(0), query.size(1), 2}, query.options().dtype(at::kFloat)),
+                     tile_statistics = at::empty({query.size(1), keys->tiles.count, 2 * cuda::kTileRows},
+                                                 statistics.options());
     cuda::AttentionBackward p{};
     p.in = describe(query, key, value, context->saved_data["scale"].toDouble(), *plan);
     p.in.items = plan->items.data(), p.in.item_count = plan->items.count;
     p.output = saved[3].const_data_ptr(), p.logsumexp = saved[4].const_data_ptr<float>();
     p.output_grad = output_grad.const_data_ptr();
-    p.statistics = statistics.data_ptr<float>();
+    p.statistics = statistics.data_ptr<float>(), p.tile_statistics = tile_statistics.data_ptr<float>();
     p.query_grad = query_grad.data_ptr(), p.key_grad = key_grad.data_ptr(),
     p.value_grad = value_grad.data_ptr();
     p.rows = query.size(0), p.capacity = key.size(1);
-    p.tiles = keys->tiles.data(), p.blocks = keys->blocks.data(), p.block_count = keys->blocks.count;
+    p.tiles = keys->tiles.data(), p.tile_positions = keys->tile_positions.data();
+    p.tile_count = keys->tiles.count;
+    p.blocks = keys->blocks.data(), p.block_count = keys->blocks.count;
     const at::Tensor scratch = keep_score_gradients(p, *keys, query);
     cuda::attention_backward(p, cuda::stream(query));
     return {query_grad, key_grad, value_grad, {}, {}};

@@ -14,6 +14,10 @@ struct QueryItem {
 constexpr int kItemRows = 128;  // at most, of an item of the forward pass and of dQ
 constexpr int kTileRows = 64;   // at most, of a tile that the pass over keys reads
 
+// Where row `row` of a tile stands among what the pass over keys reads of the tile's rows: a thread, which
+// meets the rows 8 j + 2 t and 8 j + 2 t + 1 for one t and every j, finds its own together.
+constexpr int tile_place(int row) { return row % 8 / 2 * (kTileRows / 4) + row / 8 * 2 + row % 2; }
+
 // Positions [begin, begin + kBlockKeys) of one sequence and the tiles of query rows that see any of them.
 struct KeyBlock {
   int32_t sequence, begin;
@@ -60,11 +64,16 @@ struct AttentionBackward {
   const float* logsumexp;
   const void* output_grad;  // [N, Hq, dim]
   float* statistics;        // [N, Hq, 2] scratch: log-sum-exp in powers of two, ⟨dO, O⟩
-  void* query_grad;         // [N, Hq, dim]
-  void* key_grad;           // [B, S, Hk, dim] contiguous; all of it is written
+  // [Hq, tile_count, kTileRows / 4, 2, 4] scratch: the same by tiles, four places (see tile_place()) of each
+  // in turn; 0 past a tile's end.
+  float* tile_statistics;
+  void* query_grad;  // [N, Hq, dim]
+  void* key_grad;    // [B, S, Hk, dim] contiguous; all of it is written
   void* value_grad;
   int64_t rows, capacity;  // N, S
   const QueryItem* tiles;
+  const int32_t* tile_positions;  // [tile_count, kTileRows], see tile_place(); 0 past a tile's end
+  int64_t tile_count;
   const KeyBlock* blocks;  // all keys, those with the most tiles first
   int64_t block_count;
 

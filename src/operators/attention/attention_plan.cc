@@ -106,10 +106,16 @@ AttentionPlan make_plan(const at::Tensor& spans, int64_t batch, at::Device devic
 
 KeyPlan make_key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity, at::Device device) {
   // By sequence, then by the last position: the tiles that see a key are the last ones of its sequence.
-  std::vector<QueryItem> tiles = items_of(rows_of(spans), cuda::kTileRows);
+  const std::vector<Row> rows = rows_of(spans);
+  std::vector<QueryItem> tiles = items_of(rows, cuda::kTileRows);
   std::stable_sort(tiles.begin(), tiles.end(), [](const auto& a, const auto& b) {
     return a.sequence != b.sequence ? a.sequence < b.sequence : a.last < b.last;
   });
+  std::vector<int32_t> positions(tiles.size() * cuda::kTileRows);
+  for (size_t i = 0; i < tiles.size(); ++i) {
+    for (int row = 0; row < tiles[i].rows; ++row)
+      positions[i * cuda::kTileRows + cuda::tile_place(row)] = rows[tiles[i].row + row].position;
+  }
   std::vector<KeyBlock> blocks;
   auto first = tiles.begin();
   for (int64_t sequence = 0; sequence < batch; ++sequence) {
@@ -139,7 +145,11 @@ KeyPlan make_key_plan(const at::Tensor& spans, int64_t batch, int64_t capacity, 
   }
   std::stable_sort(groups.begin(), groups.end(),
                    [](const auto& a, const auto& b) { return a.last > b.last; });
-  return {table_of(tiles, device), table_of(blocks, device), table_of(tile_images, device), images,
+  return {table_of(tiles, device),
+          table_of(positions, device),
+          table_of(blocks, device),
+          table_of(tile_images, device),
+          images,
           table_of(groups, device)};
 }
 

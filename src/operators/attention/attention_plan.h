@@ -40,6 +40,7 @@ std::shared_ptr<const AttentionPlan> attention_plan(const at::Tensor& spans, int
 // What backward reads.
 struct KeyPlan {
   DeviceTable<cuda::QueryItem> tiles;
+  DeviceTable<int32_t> tile_positions;  // of each tile's rows, by tile_place()
   DeviceTable<cuda::KeyBlock> blocks;
   DeviceTable<int32_t> tile_images;  // of each tile, the number of its first image of dS
   int64_t images = 0;                // of a head
