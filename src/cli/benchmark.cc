@@ -199,10 +199,7 @@ class TrainSubject {
     model::Weights weights = random_weights(config_, master, device);
     std::vector<training::Bucket> buckets;
     std::vector<at::Tensor> masters;
-    if (group_) {
-      const int64_t limit = training::kBucketBytes / static_cast<int64_t>(c10::elementSize(master));
-      buckets = training::make_buckets(specs_, limit, group_->size());
-    }
+    if (group_) buckets = training::make_buckets(specs_, training::bucket_limit(master), group_->size());
     const std::vector<training::Piece> pieces =
         shards() ? pieces_of(buckets, group_->rank(), group_->size()) : std::vector<training::Piece>();
     if (shards()) masters = training::take_masters(weights, specs_, dtype, pieces);

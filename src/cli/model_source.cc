@@ -7,7 +7,7 @@
 #include <filesystem>
 
 #include "base/error.h"
-#include "formats/file.h"
+#include "formats/safetensors.h"
 #include "formats/toml.h"
 #include "model/weights.h"
 
@@ -26,19 +26,17 @@ model::ModelConfig read_model_config(const std::string& source, const std::vecto
 }
 
 std::string weights_checksum(const std::filesystem::path& directory) {
-  std::vector<std::string> files;
-  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
-    const std::filesystem::path& path = entry.path();
-    // model.safetensors or its shards; a checkpoint's optimizer lies beside them.
-    if (path.extension() == ".safetensors" && path.filename().string().starts_with("model"))
-      files.push_back(path.string());
-  }
-  expect(!files.empty(), "{}: holds no model.safetensors", directory.string());
-  std::sort(files.begin(), files.end());
+  const formats::TensorFiles files = formats::TensorFiles::open(directory.string());
+  std::vector<std::string> names = files.names();
+  std::sort(names.begin(), names.end());
   uLong checksum = crc32_z(0, nullptr, 0);
-  for (const std::string& file : files) {
-    const formats::MappedFile bytes(file);
-    checksum = crc32_z(checksum, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size());
+  const auto add = [&](const void* bytes, size_t size) {
+    checksum = crc32_z(checksum, static_cast<const Bytef*>(bytes), size);
+  };
+  for (const std::string& name : names) {
+    const at::Tensor tensor = files.tensor(name);
+    add(name.data(), name.size());
+    add(tensor.const_data_ptr(), tensor.nbytes());
   }
   return fmt::format("crc32 {:08x}", checksum);
 }

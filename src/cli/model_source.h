@@ -12,8 +12,8 @@ namespace oryx::cli {
 // The config of a model directory, or of a recipe file after section.key=value overrides.
 model::ModelConfig read_model_config(const std::string& source, const std::vector<std::string>& overrides);
 
-// "crc32 1c291ca3" over every byte of the weights of a model directory, its shards in the order of their
-// names: about a second for a gigabyte. It tells the states of a model in training apart; it is no protection
+// "crc32 1c291ca3" over the names and values of the weights of a model directory, however they are cut into
+// files: about a second for a gigabyte. It tells the states of a model in training apart; it is no protection
 // against forgery. Throws Error where the directory holds no weights.
 std::string weights_checksum(const std::filesystem::path& directory);
 

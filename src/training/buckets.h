@@ -22,7 +22,10 @@ struct Bucket {
   int64_t size = 0;  // elements, padding included: a multiple of the number of ranks
 };
 
-constexpr int64_t kBucketBytes = int64_t{25} << 20;
+// Elements of a bucket whose gradients are of `dtype`: 25 MiB.
+inline int64_t bucket_limit(at::ScalarType dtype) {
+  return (int64_t{25} << 20) / static_cast<int64_t>(c10::elementSize(dtype));
+}
 
 // Buckets of about `limit` elements, filled from the last parameter to the first: the order in which a
 // backward pass comes to them and completes the buckets. A bucket holds matrices alone or none, as ranks may

@@ -123,8 +123,7 @@ RankMemory measured(at::ScalarType dtype, int64_t ranks, bool shard, int64_t ran
   const std::vector<model::ParameterSpec> specs = model::parameter_specs(config);
   const at::ScalarType master = dtype == at::kDouble ? at::kDouble : at::kFloat;
   model::Weights weights = model::initial_weights(config, 0, master);
-  const int64_t limit = kBucketBytes / static_cast<int64_t>(c10::elementSize(master));
-  const std::vector<Piece> pieces = pieces_of(make_buckets(specs, limit, ranks), rank, ranks);
+  const std::vector<Piece> pieces = pieces_of(make_buckets(specs, bucket_limit(master), ranks), rank, ranks);
   const Optimizer optimizer =
       shard ? Optimizer(weights, {}, pieces, take_masters(weights, specs, dtype, pieces))
             : Optimizer(weights, {});

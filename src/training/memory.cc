@@ -25,7 +25,7 @@ RankMemory rank_memory(const model::ModelConfig& config, at::ScalarType compute_
     memory.moments = 2 * memory.gradients;
     return memory;
   }
-  const std::vector<Bucket> buckets = make_buckets(specs, kBucketBytes / master_size, ranks);
+  const std::vector<Bucket> buckets = make_buckets(specs, bucket_limit(master), ranks);
   for (int64_t rank = 0; rank < ranks; ++rank) {
     int64_t matrices = 0, all = 0;
     for (const Piece& piece : pieces_of(buckets, rank, ranks)) {

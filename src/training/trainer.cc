@@ -118,8 +118,7 @@ class Trainer {
 };
 
 std::vector<Bucket> Trainer::make_buckets() const {
-  const auto element = static_cast<int64_t>(c10::elementSize(recipe_.weight_dtype()));
-  return training::make_buckets(model::parameter_specs(recipe_.model), kBucketBytes / element,
+  return training::make_buckets(model::parameter_specs(recipe_.model), bucket_limit(recipe_.weight_dtype()),
                                 group_->size());
 }
 
