@@ -444,33 +444,50 @@ __global__ void __launch_bounds__(TileGroups<dim>::threads, 1)
   }
 }
 
+dim3 blocks_for(int64_t work) {
+  return dim3(static_cast<unsigned>(std::min<int64_t>(work, multiprocessors())));
+}
+
+template <int dim, bool keeps>
+void run_keys(const HeadSlice& slice, void* stream) {
+  using Blocks = KeyBlocks<dim>;
+  launch<attention_key_blocks_kernel<dim, keeps>>(blocks_for(slice.pass.block_count * slice.heads),
+                                                  Blocks::threads, Blocks::bytes, stream, slice);
+}
+
 template <int dim>
-void run(const AttentionBackward& p, void* stream) {
-  const auto blocks = [](int64_t work) {
-    return dim3(static_cast<unsigned>(std::min<int64_t>(work, multiprocessors())));
-  };
+void run_kept(const AttentionBackward& p, void* stream) {
   for (int first = 0; first < p.in.key_heads; first += p.slice_heads) {
     const HeadSlice slice{p, first, std::min(p.slice_heads, p.in.key_heads - first)};
-    launch<attention_key_blocks_kernel<dim, true>>(
-        blocks(p.block_count * slice.heads), KeyBlocks<dim>::threads, KeyBlocks<dim>::bytes, stream, slice);
+    run_keys<dim, true>(slice, stream);
     const int query_heads = slice.heads * (p.in.query_heads / p.in.key_heads);
-    launch<attention_tile_groups_kernel<dim>>(blocks(p.group_count * query_heads), TileGroups<dim>::threads,
-                                              TileGroups<dim>::bytes, stream, slice);
+    launch<attention_tile_groups_kernel<dim>>(blocks_for(p.group_count * query_heads),
+                                              TileGroups<dim>::threads, TileGroups<dim>::bytes, stream,
+                                              slice);
   }
 }
 
 }  // namespace
 
-bool can_keep_score_gradients(int dim) {
+bool has_backward_rings(int dim) {
   return std::max(dim == 128 ? KeyBlocks<128>::bytes : KeyBlocks<64>::bytes,
                   dim == 128 ? TileGroups<128>::bytes : TileGroups<64>::bytes) <= largest_shared_memory();
 }
 
 void attention_backward_kept(const AttentionBackward& arguments, void* stream) {
   if (arguments.in.dim == 128) {
-    run<128>(arguments, stream);
+    run_kept<128>(arguments, stream);
   } else {
-    run<64>(arguments, stream);
+    run_kept<64>(arguments, stream);
+  }
+}
+
+void attention_key_gradients(const AttentionBackward& arguments, void* stream) {
+  const HeadSlice slice{arguments, 0, arguments.in.key_heads};
+  if (arguments.in.dim == 128) {
+    run_keys<128, false>(slice, stream);
+  } else {
+    run_keys<64, false>(slice, stream);
   }
 }
 

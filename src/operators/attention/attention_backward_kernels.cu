@@ -381,6 +381,11 @@ void run(const AttentionBackward& p, void* stream) {
       dim3(static_cast<unsigned>(p.tile_count), (units + kStatisticsThreads - 1) / kStatisticsThreads),
       kStatisticsThreads, 0, stream, p);
   if (p.score_grads != nullptr) return attention_backward_kept(p, stream);
+  if (has_backward_rings(dim)) {
+    attention_key_gradients(p, stream);
+    attention_query_gradients(p, stream);
+    return;
+  }
   // A key sees about half of its sequence's rows.
   const int64_t sequences = p.block_count / ((p.capacity + kBlockKeys - 1) / kBlockKeys);
   const bool has_many_steps =

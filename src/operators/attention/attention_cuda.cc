@@ -68,7 +68,7 @@ at::Tensor keep_score_gradients(cuda::AttentionBackward& p, const KeyPlan& plan,
   const int64_t head_elements =
       plan.images * (cuda::kTileRows * cuda::kBlockKeys) * (p.in.query_heads / p.in.key_heads);
   const int64_t most = most_score_gradient_bytes / std::max<int64_t>(head_elements * query.element_size(), 1);
-  if (plan.images == 0 || most == 0 || !cuda::can_keep_score_gradients(p.in.dim)) return {};
+  if (plan.images == 0 || most == 0 || !cuda::has_backward_rings(p.in.dim)) return {};
   const int64_t slices = (p.in.key_heads + most - 1) / most, heads = (p.in.key_heads + slices - 1) / slices;
   const at::Tensor scratch = at::empty({heads * head_elements}, query.options());
   p.score_grads = scratch.data_ptr(), p.slice_heads = static_cast<int>(heads);

@@ -1,6 +1,8 @@
 // What the kernels of attention share.
 #pragma once
 
+#include <algorithm>
+
 #include "operators/attention/attention_kernels.h"
 #include "operators/device/pipeline.h"
 #include "operators/device/warpgroup.h"
@@ -94,6 +96,23 @@ __device__ inline void store_rows(const Accumulator<1, columns / 8>& values, Pan
       *reinterpret_cast<uint4*>(target + column) = *reinterpret_cast<const uint4*>(tile.unit(row, column));
   }
 }
+
+// Where a thread's rows and their neighbours stand. Rows past the item's end stand where its last row does.
+struct RowPositions {
+  int position[2];
+  int first, last;  // the first of the warp's rows and the last of the warpgroup's, or -1 if that has none
+
+  __device__ RowPositions(const int* positions, const QueryItem& item, int group_row0, int row0) {
+    positions += item.row;
+    first = row0 < item.rows ? positions[row0] : item.last;
+    last = group_row0 < item.rows ? positions[std::min(group_row0 + 64, item.rows) - 1] : -1;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = row0 + 8 * half + static_cast<int>(threadIdx.x) % 32 / 4;
+      position[half] = row < item.rows ? positions[row] : item.last;
+    }
+  }
+};
 
 // Rows of a strided tensor of keys or values.
 __device__ inline const bf16* rows_of(const void* tensor, const int64_t (&strides)[3], int64_t sequence,

@@ -47,23 +47,6 @@ struct RowStates {
   float maximum[2], sum[2];
 };
 
-// Where a thread's rows and their neighbours stand. Rows past the item's end stand where its last row does.
-struct RowPositions {
-  int position[2];
-  int first, last;  // the first of the warp's rows and the last of the warpgroup's, or -1 if that has none
-
-  __device__ RowPositions(const int* positions, const QueryItem& item, int group_row0, int row0) {
-    positions += item.row;
-    first = row0 < item.rows ? positions[row0] : item.last;
-    last = group_row0 < item.rows ? positions[std::min(group_row0 + 64, item.rows) - 1] : -1;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = row0 + 8 * half + static_cast<int>(threadIdx.x) % 32 / 4;
-      position[half] = row < item.rows ? positions[row] : item.last;
-    }
-  }
-};
-
 // Turns scores into weights relative to the running maximum. Returns by what sums over earlier tiles are to
 // be multiplied.
 template <int keys>

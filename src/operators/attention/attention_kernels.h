@@ -1,5 +1,5 @@
 // The CUDA kernels of attention: bfloat16 rows of 64 or 128, and decoding in bfloat16 or float32. Definitions
-// in attention_forward_kernels.cu, attention_backward_kernels.cu and attention_decode_kernels.cu.
+// in attention_forward_kernels.cu, attention_backward*_kernels.cu and attention_decode_kernels.cu.
 #pragma once
 
 #include <cstdint>
@@ -86,10 +86,12 @@ struct AttentionBackward {
   const TileGroup* groups;     // all tiles, the longest first
   int64_t group_count;
 };
-// Whether the current device can do that.
-bool can_keep_score_gradients(int dim);
-// dK, dV and dQ from the statistics.
+// Whether the current device has shared memory for the rings of tiles of the following three, which take the
+// statistics: dK, dV and dQ with dS kept between them; dK and dV; dQ.
+bool has_backward_rings(int dim);
 void attention_backward_kept(const AttentionBackward& arguments, void* stream);
+void attention_key_gradients(const AttentionBackward& arguments, void* stream);
+void attention_query_gradients(const AttentionBackward& arguments, void* stream);
 // Three kernels: ⟨dO, O⟩; dK and dV by blocks of keys; dQ by items, or from what was kept. No sum depends on
 // the order in which blocks run.
 void attention_backward(const AttentionBackward& arguments, void* stream);

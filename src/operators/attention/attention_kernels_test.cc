@@ -142,6 +142,16 @@ std::vector<Case> cases() {
   return all;
 }
 
+// While it lives, backward has this much room for the gradients of scores.
+class ScoreGradientRoom {
+ public:
+  explicit ScoreGradientRoom(int64_t bytes) : usual_(std::exchange(most_score_gradient_bytes, bytes)) {}
+  ~ScoreGradientRoom() { most_score_gradient_bytes = usual_; }
+
+ private:
+  int64_t usual_;
+};
+
 class AttentionKernels : public ::testing::TestWithParam<Case> {};
 
 TEST_P(AttentionKernels, ForwardEqualsTheReference) {
@@ -164,16 +174,19 @@ TEST_P(AttentionKernels, GradientsEqualTheReference) {
   const Inputs in = inputs_of(c);
   const at::Tensor spans = tensor_of(c.spans);
   const auto want = expected(c, in, true);
-  for (const AttentionWay way : {AttentionWay::rows, AttentionWay::dense}) {
+  for (const auto& [way, room] :
+       {std::pair{AttentionWay::rows, most_score_gradient_bytes}, std::pair{AttentionWay::rows, int64_t{0}},
+        std::pair{AttentionWay::dense, most_score_gradient_bytes}}) {
+    const ScoreGradientRoom score_gradient_room(room);
     const std::vector<int64_t> ends = c.ends();
     const bool is_alike = std::count(ends.begin(), ends.end(), ends[0]) == c.batch;
     // Decoding never takes the dense way.
     if (way == AttentionWay::dense && (!is_alike || c.rows() <= c.batch)) continue;
-    const auto got = testing::with_kernels([&] {
+    const auto got = testing::with_kernels([&, chosen = way] {
       const PoisonedMemory poisoned;
       const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
       const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
-      const at::Tensor output = attention_cuda(q, k, v, spans, c.scale(), way);
+      const at::Tensor output = attention_cuda(q, k, v, spans, c.scale(), chosen);
       std::vector<at::Tensor> result = testing::gradients({output}, {q, k, v}, {in.output_grad});
       result.push_back(output.detach());
       return result;
@@ -181,7 +194,7 @@ TEST_P(AttentionKernels, GradientsEqualTheReference) {
     for (int i = 0; i < 3; ++i) {
       ASSERT_EQ(got[i].sizes(), want[i + 2].sizes());
       EXPECT_LE(relative_error(got[i], want[i + 2]), 5e-3)
-          << "gradient " << i << (way == AttentionWay::dense);
+          << "gradient " << i << ", dense: " << (way == AttentionWay::dense) << ", room " << room;
     }
     EXPECT_LE(relative_error(got[3], want[0]), 4e-3);
   }
@@ -209,20 +222,22 @@ TEST_P(AttentionKernels, TakesViewsOfACache) {
 // Backward with room for the gradients of the scores of all heads (the other tests), of one at a time, of
 // none.
 TEST(AttentionScratch, ChangesOnlyRounding) {
-  const Case c{"", 2, 300, 4, 2, 64, {{0, 40, 300}, {1, 100, 171}, {1, 200, 201}}};
-  const Inputs in = inputs_of(c);
-  const auto want = expected(c, in, true);
-  for (const int64_t bytes : {600 * 1024, 0}) {
-    const int64_t usual = std::exchange(most_score_gradient_bytes, bytes);
-    const auto got = testing::with_kernels([&] {
-      const PoisonedMemory poisoned;
-      const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
-      const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
-      const at::Tensor output = attention_cuda(q, k, v, tensor_of(c.spans), c.scale(), AttentionWay::rows);
-      return testing::gradients({output}, {q, k, v}, {in.output_grad});
-    });
-    most_score_gradient_bytes = usual;
-    for (int i = 0; i < 3; ++i) EXPECT_LE(relative_error(got[i], want[i + 2]), 5e-3) << bytes << " " << i;
+  for (const int64_t dim : {64, 128}) {
+    const Case c{"", 2, 300, 4, 2, dim, {{0, 40, 300}, {1, 100, 171}, {1, 200, 201}}};
+    const Inputs in = inputs_of(c);
+    const auto want = expected(c, in, true);
+    for (const int64_t bytes : {600 * 1024, 0}) {
+      const ScoreGradientRoom room(bytes);
+      const auto got = testing::with_kernels([&] {
+        const PoisonedMemory poisoned;
+        const auto leaf = [](const at::Tensor& x) { return x.detach().set_requires_grad(true); };
+        const at::Tensor q = leaf(in.query), k = leaf(in.key), v = leaf(in.value);
+        const at::Tensor output = attention_cuda(q, k, v, tensor_of(c.spans), c.scale(), AttentionWay::rows);
+        return testing::gradients({output}, {q, k, v}, {in.output_grad});
+      });
+      for (int i = 0; i < 3; ++i)
+        EXPECT_LE(relative_error(got[i], want[i + 2]), 5e-3) << dim << " " << bytes << " " << i;
+    }
   }
 }
 
@@ -359,8 +374,13 @@ void expect_same_bits(const Case& c) {
   }
 }
 TEST(AttentionKernelsOnGpu, RepeatBitwise) {
-  expect_same_bits({"", 4, 1024, 8, 4, 128, {{0, 128, 512}, {1, 0, 1024}, {2, 896, 1024}, {3, 77, 78}}});
-  expect_same_bits({"many steps", 1, 2048, 8, 4, 128, {{0, 128, 512}, {0, 700, 1900}}});
+  for (const int64_t room : {most_score_gradient_bytes, int64_t{0}}) {
+    const ScoreGradientRoom score_gradient_room(room);
+    for (const int64_t dim : {64, 128}) {
+      expect_same_bits({"", 4, 1024, 8, 4, dim, {{0, 128, 512}, {1, 0, 1024}, {2, 896, 1024}, {3, 77, 78}}});
+      expect_same_bits({"many steps", 1, 2048, 8, 4, dim, {{0, 128, 512}, {0, 700, 1900}}});
+    }
+  }
 }
 #endif
 
