@@ -102,13 +102,14 @@ __device__ void sum_over_keys(const AttentionBackward& p, const QueryItems<dim>&
   const float scale = p.in.scale * log2_of_e;
   const auto await_turn = [&] { named_barrier(kTurn + group, kConsumers); };
   const auto pass_turn = [&] { named_arrive(kTurn + 1 - group, kConsumers); };
-  const auto release = [&](Gate& gate) {  // by this warp, all of which is done with the stage
-    __syncwarp();
+  const auto release = [&](Gate& gate) {  // by this warp; its products that read the stage are finished
     if (lane == 0) gate.arrive();
   };
   if (group == 1) pass_turn();
   RingPlace<Items::row_stages> rows_at;
   RingPlace<Items::stages> keys_at;
+  // Computed, not remembered: a variable would not be known to be the same in all lanes.
+  const auto stage_before = [&] { return (keys_at.stage + Items::stages - 1) % Items::stages; };
 
   Share share(static_cast<int>(p.in.item_count) * heads);
   // Read ahead, so that nobody waits for them between two items.
@@ -171,7 +172,6 @@ __device__ void sum_over_keys(const AttentionBackward& p, const QueryItems<dim>&
       weigh(0);
       warpgroup_wait<0>();
       make_score_grads();
-      int before = keys_at.stage;
       keys_at.next();
       for (int n = 1; n < own_tiles; ++n) {
         shared.gates.full[keys_at.stage].wait(keys_at.parity);
@@ -180,7 +180,7 @@ __device__ void sum_over_keys(const AttentionBackward& p, const QueryItems<dim>&
         warpgroup_fence();
         multiply_rows(s, shared.rows(rows_at.stage), group_row0, shared.keys(keys_at.stage));
         warpgroup_commit();
-        multiply_columns(q_grad, score_grads, shared.keys(before));
+        multiply_columns(q_grad, score_grads, shared.keys(stage_before()));
         warpgroup_commit();
         multiply_rows(ds, shared.grads(rows_at.stage), group_row0, shared.values(keys_at.stage));
         warpgroup_commit();
@@ -190,17 +190,16 @@ __device__ void sum_over_keys(const AttentionBackward& p, const QueryItems<dim>&
         weigh(n * tile);
         warpgroup_wait<0>();
         settle(q_grad);
-        release(shared.gates.empty[before]);
+        release(shared.gates.empty[stage_before()]);
         make_score_grads();
-        before = keys_at.stage;
         keys_at.next();
       }
       warpgroup_fence();
-      multiply_columns(q_grad, score_grads, shared.keys(before));
+      multiply_columns(q_grad, score_grads, shared.keys(stage_before()));
       warpgroup_commit();
       warpgroup_wait<0>();
       settle(q_grad);
-      release(shared.gates.empty[before]);
+      release(shared.gates.empty[stage_before()]);
     }
     if (after.has_work()) {
       coming_at = RowPositions(p.in.positions, coming, group_row0, row0);
@@ -220,6 +219,7 @@ __device__ void sum_over_keys(const AttentionBackward& p, const QueryItems<dim>&
       if (row >= item.rows) return nullptr;
       return packed_row<dim>(static_cast<bf16*>(p.query_grad), item.row + row, heads, head);
     });
+    __syncwarp();
     release(shared.gates.rows_empty[rows_at.stage]);
     rows_at.next();
   }
