@@ -104,6 +104,12 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
   }
 }
 
+// One of four, by a number that is known when compiling.
+template <typename Four>
+__device__ inline auto element(const Four& four, int i) {
+  return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+}
+
 // What passes through the gates is read by products alone: the rows' statistics and positions come straight
 // from global memory, to the threads that need them.
 template <int dim, bool keeps>
@@ -134,35 +140,36 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
     k_grad.clear();
     v_grad.clear();
 
-    // Of the step that is worked on and, where registers suffice, read ahead: its log-sum-exps, its first
-    // position, ⟨dO, O⟩ and the number of its first image.
+    // Of a step, read ahead: its log-sum-exps and ⟨dO, O⟩ (all that the thread needs where registers suffice;
+    // else two places of each a lane, given to the others by shuffles), its first position and the number of
+    // its first image.
+    constexpr int held = Blocks::runs_ahead ? quads : 1;
     int tile = block.first_tile, reader = 0, first_position = 0, image = 0;
-    float4 logsumexp[Blocks::runs_ahead ? quads : 1], output_dot[Blocks::runs_ahead ? quads : 1];
-    const auto statistics = [&] {
-      const int head = key_head * readers + reader;
-      return reinterpret_cast<const float4*>(p.tile_statistics) +
-             (head * p.tile_count + tile) * (kTileRows / 2) + lane % 4 * (2 * quads);
-    };
-    const float4* of_step = nullptr;
+    float4 logsumexp[held], output_dot[held];
     const auto read_step = [&] {
-      if (Blocks::runs_ahead && tile == past) return;
-      of_step = statistics();
+      if (tile == past) return;
+      const int head = key_head * readers + reader;
+      const float4* const of_thread = reinterpret_cast<const float4*>(p.tile_statistics) +
+                                      (head * p.tile_count + tile) * (kTileRows / 2) + lane % 4 * (2 * quads);
       if constexpr (Blocks::runs_ahead) {
 #pragma unroll
-        for (int i = 0; i < quads; ++i) logsumexp[i] = of_step[2 * i], output_dot[i] = of_step[2 * i + 1];
+        for (int i = 0; i < quads; ++i) logsumexp[i] = of_thread[2 * i], output_dot[i] = of_thread[2 * i + 1];
+      } else {
+        const float* const from = reinterpret_cast<const float*>(of_thread + lane / 16 * 2) + lane / 4 % 4;
+        logsumexp[0] = {from[0], from[16], 0.0f, 0.0f}, output_dot[0] = {from[4], from[20], 0.0f, 0.0f};
       }
       first_position = p.tiles[tile].first;
       if constexpr (keeps) image = p.tile_images[tile];
     };
-    const auto logsumexp_of = [&](int i) {
-      if constexpr (Blocks::runs_ahead) return logsumexp[i];
-      return of_step[2 * i];
+    const auto quad_of = [&](const float4(&own)[held], int i) {
+      if constexpr (Blocks::runs_ahead) return own[i];
+      const int source = lane % 4 + i % 2 * 16;
+      const float value = i < 2 ? own[0].x : own[0].y;
+      return float4{__shfl_sync(0xffffffffu, value, source), __shfl_sync(0xffffffffu, value, source + 4),
+                    __shfl_sync(0xffffffffu, value, source + 8),
+                    __shfl_sync(0xffffffffu, value, source + 12)};
     };
-    const auto output_dot_of = [&](int i) {
-      if constexpr (Blocks::runs_ahead) return output_dot[i];
-      return of_step[2 * i + 1];
-    };
-    if constexpr (Blocks::runs_ahead) read_step();
+    read_step();
 
     shared.gates.keys_full[keys_at.stage].wait(keys_at.parity);
     // Transposed: rows are keys, columns are query rows.
@@ -182,12 +189,12 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       warpgroup_wait<1>();
       settle(s);
 #pragma unroll
-      for (int j = 0; j < kTileRows / 8; ++j) {
-        const float4 four = logsumexp_of(j / 2);
+      for (int i = 0; i < quads; ++i) {
+        const float4 four = quad_of(logsumexp, i);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float sum = j % 2 == 0 ? (e % 2 == 0 ? four.x : four.y) : (e % 2 == 0 ? four.z : four.w);
-          s.value[0][j][e] = exp2_fast(s.value[0][j][e] * scale - sum);
+        for (int e = 0; e < 8; ++e) {
+          float& weight = s.value[0][2 * i + e / 4][e % 4];
+          weight = exp2_fast(weight * scale - element(four, e / 4 * 2 + e % 2));
         }
       }
       if (is_masked) {
@@ -198,9 +205,8 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
           const int4 four = positions[i];
 #pragma unroll
           for (int e = 0; e < 8; ++e) {
-            const int key = first_key + lane / 4 + 8 * (e / 2 % 2),
-                      position = e < 4 ? (e % 2 == 0 ? four.x : four.y) : (e % 2 == 0 ? four.z : four.w);
-            if (key > position) s.value[0][2 * i + e / 4][e % 4] = 0.0f;
+            const int key = first_key + lane / 4 + 8 * (e / 2 % 2);
+            if (key > element(four, e / 4 * 2 + e % 2)) s.value[0][2 * i + e / 4][e % 4] = 0.0f;
           }
         }
       }
@@ -216,12 +222,12 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
         settle(ds);
       }
 #pragma unroll
-      for (int j = 0; j < kTileRows / 8; ++j) {
-        const float4 four = output_dot_of(j / 2);
+      for (int i = 0; i < quads; ++i) {
+        const float4 four = quad_of(output_dot, i);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float dot = j % 2 == 0 ? (e % 2 == 0 ? four.x : four.y) : (e % 2 == 0 ? four.z : four.w);
-          ds.value[0][j][e] = s.value[0][j][e] * (ds.value[0][j][e] - dot);
+        for (int e = 0; e < 8; ++e) {
+          float& gradient = ds.value[0][2 * i + e / 4][e % 4];
+          gradient = s.value[0][2 * i + e / 4][e % 4] * (gradient - element(four, e / 4 * 2 + e % 2));
         }
       }
       as_operand(score_grads, ds);
@@ -244,7 +250,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
         }
       }
       if (++reader == readers) reader = 0, ++tile;
-      if constexpr (Blocks::runs_ahead) read_step();
+      read_step();
       warpgroup_wait<begins_next ? 2 : 0>();
       settle(v_grad);
       settle(k_grad);
@@ -270,7 +276,6 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       }
     } else {
       for (int step = 0; step < steps; ++step) {
-        read_step();
         begin_step(rows_at);
         weigh();
         finish_step(std::false_type{});
