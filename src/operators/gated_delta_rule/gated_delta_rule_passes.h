@@ -154,10 +154,17 @@ __device__ inline void change_registers() {
 #endif
 }
 
+constexpr int kLoadersMeet = 1;  // their barrier; that of a step is the block's
+
 // The part of the loaders in a walk over `steps` steps: load(step) copies what a step needs, load_table(step)
 // the table of rows that load(step) reads, and make(step) makes of the copies what else the step needs.
 // Publishing what has come may wait for copies that have just been issued. With four stages they are issued
 // after it, while the step before is still being read, to the place of the one before that.
+//
+// All threads of the block come to a barrier B(s) at every step s: loaders after make(s), walkers before they
+// read what it made. So all that is read in step s was written before B(s), and walkers are done with it when
+// they come to B(s + 1). Its place is next written, for step s + stages, by copies issued after B(s + 1) and
+// by make() after B(s + stages − 1); the scores' place, of two, for step s + 2, by make() after B(s + 1).
 template <typename Memory, typename LoadTable, typename Load, typename Make>
 __device__ inline void load_steps(int steps, LoadTable load_table, Load load, Make make) {
   constexpr bool is_early = Memory::stages > 3;
@@ -170,18 +177,18 @@ __device__ inline void load_steps(int steps, LoadTable load_table, Load load, Ma
   for (int step = 0; step < ahead && step < steps; ++step) load_table(step);
   commit_copies();
   wait_copies<0>();
-  named_barrier(2, kLoaders);
+  named_barrier(kLoadersMeet, kLoaders);
 #pragma unroll 1
   for (int step = -ahead; step < steps; ++step) {
     if (step >= 0) {
       wait_copies<ahead - 1>();
       publish_to_products();
-      named_barrier(2, kLoaders);
+      named_barrier(kLoadersMeet, kLoaders);
     }
     if (is_early) load_ahead(step + ahead);
     if (step >= 0) {
       make(step);
-      named_barrier(1, Memory::threads);
+      __syncthreads();
     }
     if (!is_early) load_ahead(step + ahead);
   }
@@ -204,7 +211,7 @@ __device__ inline bool same_in_warp(bool flag) {
 template <typename Memory, typename Walk>
 __device__ inline void walk_steps(int steps, Walk walk) {
   for (int step = 0; step < steps; ++step) {
-    named_barrier(1, Memory::threads);  // the step's stage is there, and the one to be loaded has been read
+    __syncthreads();  // the step's stage is there, and the one to be loaded has been read
     walk(step);
   }
 }
