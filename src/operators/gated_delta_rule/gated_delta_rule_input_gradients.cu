@@ -114,34 +114,8 @@ __device__ inline float dot(Panels<rows, columns> x, const bf16* y_first_unit) {
   return sum[0] + sum[1] + (sum[2] + sum[3]);
 }
 
-constexpr int blocks_per_multiprocessor(int key_dim) { return key_dim == 128 ? 2 : 3; }
-
-// Asks for what the block that will take this one's place begins with: its rows by a thread each.
 template <int key_dim, int value_dim>
-__device__ inline void prefetch_next(const ChunkArguments& p) {
-  const int index = static_cast<int>(blockIdx.x) + blocks_per_multiprocessor(key_dim) * p.multiprocessors;
-  if (index >= static_cast<int>(gridDim.x)) return;
-  const Block block = p.block(index, /*from_last=*/true);
-  const int row = static_cast<int>(threadIdx.x) % kChunk;
-  const auto of_block = [&](const void* data, int size) {
-    return static_cast<const bf16*>(data) + block.index * size;
-  };
-  if (threadIdx.x < kChunk) {
-    if (row < block.valid) prefetch<key_dim * sizeof(bf16)>(p.key_rows(block) + row * p.key.time);
-    if (row == 0) {
-      prefetch<sizeof(bf16) * value_dim * kChunk>(of_block(p.surprises, value_dim * kChunk));
-      prefetch<sizeof(bf16) * value_dim * key_dim>(of_block(p.states, value_dim * key_dim));
-    }
-  } else if (threadIdx.x < 2 * kChunk && p.d_output.data != nullptr) {
-    const int packed = block.row_table(p)[row], head = block.head * p.readers;
-    if (packed < 0) return;
-    prefetch<key_dim * sizeof(bf16)>(packed_row(p.query, packed, p.query_head(head)));
-    prefetch<value_dim * sizeof(bf16)>(packed_row(p.d_output, packed, head));
-  }
-}
-
-template <int key_dim, int value_dim>
-__global__ void __launch_bounds__(2 * key_dim, blocks_per_multiprocessor(key_dim))
+__global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
     input_gradients_kernel(const ChunkArguments p) {
   using Memory = InputGradientsMemory<key_dim, value_dim>;
   constexpr Layout plain = Layout::plain, transposed = Layout::transposed;
@@ -369,7 +343,6 @@ __global__ void __launch_bounds__(2 * key_dim, blocks_per_multiprocessor(key_dim
   multiply_group<transposed, transposed, value_dim / 2>(
       bracket, HalfSurprises{memory.surprise.base + value_dim / 2 * kChunk}, memory.d_state[1], key0, true);
   warpgroup_commit();
-  prefetch_next<key_dim, value_dim>(p);  // this block has no more to load
   state_dot += dot<threads>(memory.d_state[1], state_unit + value_dim / 2 * 64);
   warpgroup_wait<0>();
   settle(bracket);

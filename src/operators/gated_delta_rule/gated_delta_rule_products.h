@@ -130,10 +130,9 @@ struct ChunkArguments : GatedDeltaArguments {
 
   // Chunk by chunk of all streams, so that a serial pass finds in the cache what it begins with (or left
   // last).
-  __device__ Block block(bool from_last) const { return block(static_cast<int>(blockIdx.x), from_last); }
-  __device__ Block block(int index, bool from_last) const {
-    const int chunk = by_streams.quotient(index), stream = index - chunk * streams,
-              batch_of_stream = by_state_heads.quotient(stream);
+  __device__ Block block(bool from_last) const {
+    const int index = static_cast<int>(blockIdx.x), chunk = by_streams.quotient(index),
+              stream = index - chunk * streams, batch_of_stream = by_state_heads.quotient(stream);
     return Block(*this, batch_of_stream, stream - batch_of_stream * state_heads,
                  from_last ? chunks - 1 - chunk : chunk);
   }
