@@ -189,7 +189,8 @@ std::tuple<at::Tensor, at::Tensor> attention_rows(const at::Tensor& query, const
   const cuda::AttentionInputs in = describe(query, key, value, scale, *plan);
   float* const logsumexp_data = keep_logsumexp ? logsumexp.data_ptr<float>() : nullptr;
   if (plan->long_items.count > 0) {
-    cuda::AttentionForward p{in, output.data_ptr(), logsumexp_data};
+    cuda::AttentionForward p{in, plan->wide_items.data(), plan->wide_items.count, output.data_ptr(),
+                             logsumexp_data};
     p.in.items = plan->long_items.data(), p.in.item_count = plan->long_items.count;
     cuda::attention_forward(p, cuda::stream(query));
   }

@@ -1,8 +1,9 @@
-// Forward pass: a block of threads takes items of 128 rows and a query head and walks their keys in tiles of
-// 128 (FlashAttention-3, arXiv 2407.08608); of 64 on GPUs with little shared memory. Four warps load the
-// tiles into a ring; two warpgroups of 64 rows each multiply. While the weights of one tile are made, those
-// of the tile before are multiplied by its values; and the warpgroups take turns at issuing products, so that
-// one makes weights while the other's products run.
+// Forward pass: a block of threads takes items of 128 rows and a query head (192 rows where heads are narrow
+// and there is work enough) and walks their keys in tiles of 128 (FlashAttention-3, arXiv 2407.08608); of 64
+// on GPUs with little shared memory. Four warps load the tiles into a ring; warpgroups of 64 rows each
+// multiply. While the weights of one tile are made, those of the tile before are multiplied by its values;
+// and the warpgroups take turns at issuing products, so that one makes weights while the others' products
+// run.
 #include <algorithm>
 #include <cmath>
 
@@ -12,17 +13,18 @@ namespace oryx::cuda {
 
 namespace {
 
-// Threads that compute; warps that load.
-constexpr int kConsumers = 256, kLoaders = 4;
+constexpr int kLoaders = 4;  // warps that load
 // The running maximum is raised only by at least this many powers of two; until then probabilities exceed 1,
 // which changes nothing but their common factor.
 constexpr float kSlack = 8.0f;
+// Wide items are taken where every multiprocessor has at least so many.
+constexpr int kWideRounds = 2;
 
-template <int dim, int keys>
+template <int dim, int keys, int groups>
 struct ForwardPass {
-  static constexpr int threads = kConsumers + 32 * kLoaders;
+  static constexpr int item_rows = 64 * groups, consumers = 128 * groups, threads = consumers + 32 * kLoaders;
   static constexpr int stages = 2, row_stages = keys == 128 ? 2 : 1;
-  using Rows = Panels<kItemRows, dim>;
+  using Rows = Panels<item_rows, dim>;
   using Keys = Panels<keys, dim>;
   struct Gates {
     Gate rows_full[row_stages], rows_empty[row_stages], keys_full[stages], keys_empty[stages],
@@ -34,9 +36,9 @@ struct ForwardPass {
   Gates& gates = *reinterpret_cast<Gates*>(shared_memory() + tiles_bytes);
 
   __device__ bf16* base() const { return reinterpret_cast<bf16*>(shared_memory()); }
-  __device__ Rows rows(int stage) const { return {base() + stage * kItemRows * dim}; }
+  __device__ Rows rows(int stage) const { return {base() + stage * item_rows * dim}; }
   __device__ Keys keys_of(int stage) const {
-    return {base() + (row_stages * kItemRows + 2 * stage * keys) * dim};
+    return {base() + (row_stages * item_rows + 2 * stage * keys) * dim};
   }
   __device__ Keys values_of(int stage) const { return {keys_of(stage).base + keys * dim}; }
 };
@@ -89,10 +91,10 @@ __device__ inline float2 weigh(Accumulator<1, keys / 8>& s, RowStates& rows, int
   return {factor[0], factor[1]};
 }
 
-template <int dim, int keys>
-__device__ void load_items(const AttentionForward& p, const ForwardPass<dim, keys>& block) {
-  using Pass = ForwardPass<dim, keys>;
-  const int heads = p.in.query_heads, loader = (static_cast<int>(threadIdx.x) - kConsumers) / 32;
+template <int dim, int keys, int groups>
+__device__ void load_items(const AttentionForward& p, const ForwardPass<dim, keys, groups>& block) {
+  using Pass = ForwardPass<dim, keys, groups>;
+  const int heads = p.in.query_heads, loader = (static_cast<int>(threadIdx.x) - Pass::consumers) / 32;
   RingPlace<Pass::row_stages> rows_at;
   RingPlace<Pass::stages> keys_at, values_at;
   for (Share share(static_cast<int>(p.in.item_count) * heads); share.has_work(); share.next()) {
@@ -128,21 +130,21 @@ __device__ void load_items(const AttentionForward& p, const ForwardPass<dim, key
   }
 }
 
-// Barriers: whose turn it is to issue products (a warpgroup each), and one for each warpgroup alone.
-enum { kTurn = 1, kGroup = 3 };
-
-template <int dim, int keys>
-__device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& block) {
-  using Pass = ForwardPass<dim, keys>;
+template <int dim, int keys, int groups>
+__device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys, groups>& block) {
+  using Pass = ForwardPass<dim, keys, groups>;
+  // Barriers: whose turn it is to issue products (a warpgroup each, which meets the one before it), and one
+  // for each warpgroup alone.
+  enum { kTurn = 1, kGroup = 1 + groups };
   const int heads = p.in.query_heads, lane = static_cast<int>(threadIdx.x) % 32, group = warpgroup(),
             group_row0 = group * 64, row0 = group_row0 + warp_of_group() * 16;
   const float scale = p.in.scale * log2_of_e;
-  const auto await_turn = [&] { named_barrier(kTurn + group, kConsumers); };
-  const auto pass_turn = [&] { named_arrive(kTurn + 1 - group, kConsumers); };
+  const auto await_turn = [&] { named_barrier(kTurn + group, 256); };
+  const auto pass_turn = [&] { named_arrive(kTurn + (group + 1) % groups, 256); };
   const auto release = [&](Gate& gate) {  // by this warp; its products that read the stage are finished
     if (lane == 0) gate.arrive();
   };
-  if (group == 1) pass_turn();
+  if (group == groups - 1) pass_turn();
   RingPlace<Pass::row_stages> rows_at;
   RingPlace<Pass::stages> keys_at, values_at;
   const auto await_keys = [&] { block.gates.keys_full[keys_at.stage].wait(keys_at.parity); };
@@ -229,7 +231,7 @@ __device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& 
       release_values();
     }
     if (after.has_work()) coming_at = RowPositions(p.in.positions, coming, group_row0, row0);
-    for (int n = own_tiles; n < tiles; ++n) {  // tiles that only the other warpgroup sees
+    for (int n = own_tiles; n < tiles; ++n) {  // tiles that only other warpgroups see
       await_keys();
       await_turn();
       pass_turn();
@@ -264,46 +266,53 @@ __device__ void attend(const AttentionForward& p, const ForwardPass<dim, keys>& 
   }
 }
 
-template <int dim, int keys>
-__global__ void __launch_bounds__(ForwardPass<dim, keys>::threads, 1)
+template <int dim, int keys, int groups>
+__global__ void __launch_bounds__(ForwardPass<dim, keys, groups>::threads, 1)
     attention_forward_kernel(const AttentionForward p) {
-  using Pass = ForwardPass<dim, keys>;
+  using Pass = ForwardPass<dim, keys, groups>;
   const Pass block;
   if (threadIdx.x == 0) {
     const auto open = [](auto& full, auto& empty) {
       for (Gate& gate : full) gate.open(32 * kLoaders);
-      for (Gate& gate : empty) gate.open(kConsumers / 32);
+      for (Gate& gate : empty) gate.open(Pass::consumers / 32);
     };
     open(block.gates.rows_full, block.gates.rows_empty);
     open(block.gates.keys_full, block.gates.keys_empty);
     open(block.gates.values_full, block.gates.values_empty);
   }
   __syncthreads();
-  if (warpgroup() == kConsumers / 128) {
-    set_registers<40, false>();
+  if (warpgroup() == groups) {
+    set_registers<groups == 3 ? 32 : 40, false>();
     load_items(p, block);
   } else {
-    set_registers<232, true>();
+    set_registers<groups == 3 ? 160 : 232, true>();
     attend(p, block);
   }
 }
 
-template <int dim, int keys>
+template <int dim, int keys, int groups>
 void run(const AttentionForward& arguments, void* stream) {
-  using Pass = ForwardPass<dim, keys>;
+  using Pass = ForwardPass<dim, keys, groups>;
   const int64_t blocks =
       std::min<int64_t>(arguments.in.item_count * arguments.in.query_heads, multiprocessors());
-  launch<attention_forward_kernel<dim, keys>>(dim3(static_cast<unsigned>(blocks)), Pass::threads, Pass::bytes,
-                                              stream, arguments);
+  launch<attention_forward_kernel<dim, keys, groups>>(dim3(static_cast<unsigned>(blocks)), Pass::threads,
+                                                      Pass::bytes, stream, arguments);
 }
 
 template <int dim>
 void run(const AttentionForward& arguments, void* stream) {
-  if (ForwardPass<dim, 128>::bytes <= largest_shared_memory()) {
-    run<dim, 128>(arguments, stream);
-  } else {
-    run<dim, 64>(arguments, stream);
+  if (ForwardPass<dim, 128, 2>::bytes > largest_shared_memory()) return run<dim, 64, 2>(arguments, stream);
+  if constexpr (dim == 64) {
+    // A third warpgroup fills what two leave of products and exponentials, which take as long as each other,
+    // and shares their tiles.
+    if (ForwardPass<dim, 128, 3>::bytes <= largest_shared_memory() &&
+        arguments.wide_item_count * arguments.in.query_heads >= kWideRounds * multiprocessors()) {
+      AttentionForward wide = arguments;
+      wide.in.items = arguments.wide_items, wide.in.item_count = arguments.wide_item_count;
+      return run<dim, 128, 3>(wide, stream);
+    }
   }
+  run<dim, 128, 2>(arguments, stream);
 }
 
 }  // namespace

@@ -11,8 +11,9 @@ struct QueryItem {
   int32_t sequence, row, rows;
   int32_t first, last;  // positions of its first and last row
 };
-constexpr int kItemRows = 128;  // at most, of an item of the forward pass and of dQ
-constexpr int kTileRows = 64;   // at most, of a tile that the pass over keys reads
+constexpr int kItemRows = 128;      // at most, of an item of the forward pass and of dQ
+constexpr int kWideItemRows = 192;  // of a wide one of the forward pass
+constexpr int kTileRows = 64;       // at most, of a tile that the pass over keys reads
 
 // Where row `row` of a tile stands among what the pass over keys reads of the tile's rows: a thread, which
 // meets the rows 8 j + 2 t and 8 j + 2 t + 1 for one t and every j, finds its own together.
@@ -53,6 +54,8 @@ struct AttentionInputs {
 
 struct AttentionForward {
   AttentionInputs in;
+  const QueryItem* wide_items;  // the same rows in items of up to kWideItemRows
+  int64_t wide_item_count;
   void* output;      // [N, Hq, dim]
   float* logsumexp;  // [N, Hq], or null
 };

@@ -316,6 +316,21 @@ TEST(AttentionForward, CutsChangeNothing) {
   EXPECT_TRUE(at::equal(got[0], got[1]));
 }
 
+// … nor on how many heads there are, and with them how wide the items are.
+TEST(AttentionForward, HeadsChangeNothing) {
+  const Case c{"", 2, 400, 8, 8, 64, {{0, 0, 130}, {0, 260, 400}, {1, 20, 90}}};
+  const Inputs in = inputs_of(c);
+  const auto got = testing::with_kernels([&] {
+    const auto heads = [&](int64_t begin, int64_t end) {
+      const auto part = [&](const at::Tensor& x) { return x.slice(-2, begin, end).contiguous(); };
+      return attention_cuda(part(in.query), part(in.key), part(in.value), tensor_of(c.spans), c.scale(),
+                            AttentionWay::rows);
+    };
+    return std::vector<at::Tensor>{heads(0, 8).slice(1, 0, 3), heads(0, 1), heads(1, 2), heads(2, 3)};
+  });
+  EXPECT_TRUE(at::equal(got[0], at::cat({got[1], got[2], got[3]}, 1)));
+}
+
 // Scores far apart: the running maximum rises by hundreds from one tile of keys to the next, or falls.
 TEST(AttentionForward, SurvivesExtremeScores) {
   for (const double sign : {1.0, -1.0}) {

@@ -68,12 +68,21 @@ AttentionPlan make_plan(const at::Tensor& spans, int64_t batch, at::Device devic
   }
   plan.positions = to_device(positions, device);
 
-  std::vector<QueryItem> items = items_of(rows, cuda::kItemRows), long_items;
-  std::stable_sort(items.begin(), items.end(), [](const auto& a, const auto& b) { return a.last > b.last; });
-  std::copy_if(items.begin(), items.end(), std::back_inserter(long_items),
-               [&](const QueryItem& item) { return count[item.sequence] > 1; });
+  const auto sorted = [](std::vector<QueryItem> items) {
+    std::stable_sort(items.begin(), items.end(),
+                     [](const auto& a, const auto& b) { return a.last > b.last; });
+    return items;
+  };
+  const auto long_ones = [&](const std::vector<QueryItem>& items) {
+    std::vector<QueryItem> result;
+    std::copy_if(items.begin(), items.end(), std::back_inserter(result),
+                 [&](const QueryItem& item) { return count[item.sequence] > 1; });
+    return result;
+  };
+  const std::vector<QueryItem> items = sorted(items_of(rows, cuda::kItemRows)), long_items = long_ones(items);
   plan.items = table_of(items, device);
   plan.long_items = long_items.size() == items.size() ? plan.items : table_of(long_items, device);
+  plan.wide_items = table_of(long_ones(sorted(items_of(rows, cuda::kWideItemRows))), device);
 
   std::vector<DecodeRow> alone;
   std::vector<DecodeSplit> splits;

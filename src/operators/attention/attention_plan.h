@@ -24,6 +24,7 @@ struct AttentionPlan {
   at::Tensor positions;                     // int32 [rows]
   DeviceTable<cuda::QueryItem> items;       // every row; the longest first
   DeviceTable<cuda::QueryItem> long_items;  // less the rows that are alone in their sequence: decoding
+  DeviceTable<cuda::QueryItem> wide_items;  // the rows of long_items in items of kWideItemRows
   DeviceTable<cuda::DecodeRow> alone;       // those
   DeviceTable<cuda::DecodeSplit> splits;    // and their keys
 
