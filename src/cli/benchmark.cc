@@ -41,7 +41,7 @@ struct Options {
   std::string schedule;
   std::string filter;
   int64_t batch = 8, length = 2048, context = 2048, tokens = 32, repeats = 5, heads = 16, head_dim = 128,
-          prompts = 1;
+          prompts = 1, scored = 0;
   bool all_logits = false, json = false, profile = false, recompute = false, shard = false;
 };
 
@@ -338,9 +338,23 @@ struct Subject {
 void benchmark_prefill(const Options& options) {
   const at::InferenceMode inference;
   const Subject subject(options);
+  if (options.scored > options.length) {
+    fail_usage("scored is {}: expected at most the {} tokens of a prompt", options.scored, options.length);
+  }
   const at::Tensor tokens = random_tokens(subject.config, options.prompts, options.length, subject.device);
   Timing timing{"prefill", subject.schedule.text(), options.prompts * options.length, {}};
   timing.seconds = time_calls(subject.device, 1, options.repeats, [&] {
+    if (options.scored > 0) {
+      const auto last = [&](const at::Tensor& rows) {
+        return rows.unflatten(0, {options.prompts, options.length})
+            .narrow(1, options.length - options.scored, options.scored)
+            .flatten(0, 1);
+      };
+      const at::Tensor hidden =
+          subject.language_model.hidden(tokens, {subject.schedule.spans(options.length, options.length)});
+      subject.language_model.loss(last(hidden), last(tokens.flatten()), 1.0).first.item<double>();
+      return;
+    }
     model::JointState state = subject.language_model.empty_state(options.prompts);
     at::Tensor hidden = subject.language_model.hidden(
         tokens, {subject.schedule.spans(options.length, options.length)}, &state);
@@ -456,6 +470,12 @@ void add_benchmark(CLI::App& app) {
         count(command, "--batch", options.prompts, "prompts");
         count(command, "--length", options.length, "tokens of a prompt");
         command->add_flag("--all-logits", options.all_logits, "logits of every token, not of the last alone");
+        command
+            ->add_option(
+                "--scored", options.scored,
+                "log-likelihoods of this many last tokens instead, as evaluate has them, and no state")
+            ->check(CLI::NonNegativeNumber)
+            ->capture_default_str();
       });
   add(benchmark, "decode", "One token at a time", benchmark_decode, [](CLI::App* command, Options& options) {
     add_source(command, options);

@@ -1,42 +1,19 @@
 #include "evaluation/batching.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 namespace oryx::evaluation {
 
 namespace {
 
-// Prefixes within this many tokens of each other count as equal when items are sorted.
-constexpr int64_t kPrefixStep = 8;
+int64_t read_tokens(const Sequence& sequence) { return static_cast<int64_t>(sequence.tokens.size()) - 1; }
 
-// What a batch would hold, and what it would cost.
-struct Load {
-  int64_t items = 0, rows = 0, shared = 0, longest = 0;
-
-  Load joined(const Load& other) const {
-    return {items + other.items, rows + other.rows, std::min(shared, other.shared),
-            std::max(longest, other.longest)};
-  }
-  int64_t cost_whole(int64_t pass_cost) const { return rows * longest + pass_cost; }
-  int64_t cost_shared(int64_t pass_cost) const {
-    return items * shared + rows * (longest - shared) + 2 * pass_cost;
-  }
-  bool is_worth_sharing(int64_t pass_cost) const {
-    return shared > 0 && cost_shared(pass_cost) < cost_whole(pass_cost);
-  }
-  int64_t cost(int64_t pass_cost) const {
-    return is_worth_sharing(pass_cost) ? cost_shared(pass_cost) : cost_whole(pass_cost);
-  }
-};
-
-Load load_of(const Item& item, bool share_prefixes) {
-  Load load{1, static_cast<int64_t>(item.size()), 0, 0};
-  if (share_prefixes && item.size() > 1) load.shared = shared_prefix(item);
-  for (const Sequence& sequence : item) {
-    load.longest = std::max(load.longest, static_cast<int64_t>(sequence.tokens.size()) - 1);
-  }
-  return load;
+int64_t longest(const Item& item) {
+  int64_t tokens = 0;
+  for (const Sequence& sequence : item) tokens = std::max(tokens, read_tokens(sequence));
+  return tokens;
 }
 
 // Whether a comes before b for all that tells their tokens apart.
@@ -58,6 +35,128 @@ int64_t agreement(const schedule::ModeSpans& a, const schedule::ModeSpans& b, in
   return std::min(end, limit);
 }
 
+// Where to cut lengths that descend, so that the sum over the pieces of size · longest + pass_cost is least:
+// the pieces' ends. `most`: how many a piece that begins with some length may hold, at least one.
+template <class Most>
+std::vector<size_t> cheapest_ends(const std::vector<int64_t>& lengths, int64_t pass_cost, Most most) {
+  // Only the first of equal lengths is a place to cut.
+  std::vector<size_t> starts;
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    if (i == 0 || lengths[i] != lengths[i - 1]) starts.push_back(i);
+  }
+  starts.push_back(lengths.size());
+  struct Best {
+    int64_t cost = 0;
+    size_t begin = 0;
+  };
+  std::vector<Best> best(starts.size());
+  for (size_t end = 1; end < starts.size(); ++end) {
+    best[end].cost = std::numeric_limits<int64_t>::max();
+    for (size_t begin = end; begin-- > 0;) {
+      const auto count = static_cast<int64_t>(starts[end] - starts[begin]);
+      const int64_t length = lengths[starts[begin]], limit = most(length);
+      const int64_t cost = best[begin].cost + count * length + (count + limit - 1) / limit * pass_cost;
+      if (cost < best[end].cost) best[end] = {cost, begin};
+    }
+  }
+  std::vector<size_t> ends;
+  for (size_t end = starts.size() - 1; end > 0; end = best[end].begin) {
+    const size_t first = starts[best[end].begin], count = starts[end] - first;
+    const auto limit = static_cast<size_t>(most(lengths[first]));
+    // Parts of equal size where they are more than one pass may hold.
+    const size_t parts = (count + limit - 1) / limit;
+    for (size_t part = parts; part > 0; --part) ends.push_back(first + count * part / parts);
+  }
+  std::reverse(ends.begin(), ends.end());
+  return ends;
+}
+
+// The pieces of `elements` with these ends.
+template <class Element>
+std::vector<std::vector<Element>> pieces(const std::vector<Element>& elements,
+                                         const std::vector<size_t>& ends) {
+  std::vector<std::vector<Element>> result;
+  size_t begin = 0;
+  for (const size_t end : ends) {
+    result.emplace_back(elements.begin() + static_cast<std::ptrdiff_t>(begin),
+                        elements.begin() + static_cast<std::ptrdiff_t>(end));
+    begin = end;
+  }
+  return result;
+}
+
+class Planner {
+ public:
+  Planner(const std::vector<Item>& items, const BatchOptions& options, bool shares)
+      : items_(items), options_(options), shared_(items.size()) {
+    if (!shares) return;
+    for (size_t i = 0; i < items.size(); ++i) {
+      if (items[i].size() > 1) shared_[i] = shared_prefix(items[i]);
+    }
+  }
+
+  std::vector<Batch> plan() const {
+    std::vector<size_t> order(items_.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    // The longest first: what does not fit in memory fails at once.
+    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+      if (shared_[a] != shared_[b]) return shared_[a] > shared_[b];
+      const int64_t longest_a = longest(items_[a]), longest_b = longest(items_[b]);
+      if (longest_a != longest_b) return longest_a > longest_b;
+      return precedes(items_[a], items_[b]);
+    });
+    // Those that share nothing are one batch: its passes are cut by length anyway.
+    const auto alone = std::find_if(order.begin(), order.end(), [&](size_t i) { return shared_[i] == 0; });
+    const std::vector<size_t> sharing(order.begin(), alone), others(alone, order.end());
+    std::vector<int64_t> lengths;
+    for (const size_t item : sharing) lengths.push_back(shared_[item]);
+    // A batch of its own costs a pass, and leaves fewer sequences to choose from for the passes of the rest.
+    const std::vector<size_t> ends = cheapest_ends(lengths, 3 * options_.pass_cost, [&](int64_t length) {
+      return std::max<int64_t>(1, options_.batch_tokens / length);
+    });
+    std::vector<Batch> batches;
+    for (std::vector<size_t>& members : pieces(sharing, ends))
+      batches.push_back(batch_of(std::move(members)));
+    if (!others.empty()) batches.push_back(batch_of(others));
+    return batches;
+  }
+
+ private:
+  Batch batch_of(std::vector<size_t> members) const {
+    Batch batch;
+    batch.items = std::move(members);
+    std::vector<Row> rows;
+    for (size_t i = 0; i < batch.items.size(); ++i) {
+      batch.shared.push_back(shared_[batch.items[i]]);
+      for (size_t s = 0; s < items_[batch.items[i]].size(); ++s) rows.push_back({i, s});
+    }
+    const auto rest = [&](const Row& row) {
+      return read_tokens(items_[batch.items[row.item]][row.sequence]) - batch.shared[row.item];
+    };
+    std::stable_sort(rows.begin(), rows.end(), [&](const Row& a, const Row& b) { return rest(a) > rest(b); });
+    std::vector<int64_t> lengths;
+    for (const Row& row : rows) lengths.push_back(rest(row));
+    const int64_t before = batch.shared.front();  // the most
+    batch.passes = pieces(rows, cheapest_ends(lengths, options_.pass_cost, [&](int64_t length) {
+                            return std::max<int64_t>(1, options_.batch_tokens / (before + length));
+                          }));
+    return batch;
+  }
+
+  const std::vector<Item>& items_;
+  const BatchOptions& options_;
+  std::vector<int64_t> shared_;
+};
+
+int64_t cost(const std::vector<Batch>& batches, const std::vector<Item>& items, int64_t pass_cost) {
+  int64_t total = 0;
+  for (const Batch& batch : batches) {
+    const auto passes = static_cast<int64_t>(batch.passes.size()) + (batch.shares() ? 1 : 0);
+    total += computed_tokens(batch, items) + passes * pass_cost;
+  }
+  return total;
+}
+
 }  // namespace
 
 int64_t shared_prefix(const Item& item) {
@@ -72,45 +171,25 @@ int64_t shared_prefix(const Item& item) {
   return shared;
 }
 
-std::vector<Batch> plan_batches(const std::vector<Item>& items, int64_t batch_tokens, int64_t pass_cost,
-                                bool share_prefixes) {
-  std::vector<Load> loads;
-  for (const Item& item : items) loads.push_back(load_of(item, share_prefixes));
-  std::vector<size_t> order(items.size());
-  std::iota(order.begin(), order.end(), size_t{0});
-  // The longest first: what does not fit in memory fails at once.
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-    const int64_t step_a = loads[a].shared / kPrefixStep, step_b = loads[b].shared / kPrefixStep;
-    if (step_a != step_b) return step_a > step_b;
-    if (loads[a].longest != loads[b].longest) return loads[a].longest > loads[b].longest;
-    return precedes(items[a], items[b]);
-  });
+std::vector<Batch> plan_batches(const std::vector<Item>& items, const BatchOptions& options) {
+  std::vector<Batch> whole = Planner(items, options, /*shares=*/false).plan();
+  if (!options.share_prefixes) return whole;
+  std::vector<Batch> shared = Planner(items, options, /*shares=*/true).plan();
+  const bool is_cheaper = cost(shared, items, options.pass_cost) < cost(whole, items, options.pass_cost);
+  return is_cheaper ? shared : whole;
+}
 
-  // The cheapest way to cut that order into batches, from the cheapest ways to cut its beginnings.
-  struct Cut {
-    int64_t cost = 0;
-    size_t begin = 0;  // of the last batch
-    Load load;         // of the last batch
-  };
-  std::vector<Cut> cuts(order.size() + 1);
-  for (size_t end = 1; end <= order.size(); ++end) {
-    Load load;
-    for (size_t begin = end; begin-- > 0;) {
-      load = begin + 1 == end ? loads[order[begin]] : load.joined(loads[order[begin]]);
-      if (begin + 1 < end && load.rows * load.longest > batch_tokens) break;
-      const int64_t cost = cuts[begin].cost + load.cost(pass_cost);
-      if (begin + 1 == end || cost < cuts[end].cost) cuts[end] = {cost, begin, load};
+int64_t computed_tokens(const Batch& batch, const std::vector<Item>& items) {
+  int64_t tokens = batch.shared.front() * static_cast<int64_t>(batch.items.size());
+  for (const std::vector<Row>& pass : batch.passes) {
+    int64_t length = 0;
+    for (const Row& row : pass) {
+      length =
+          std::max(length, read_tokens(items[batch.items[row.item]][row.sequence]) - batch.shared[row.item]);
     }
+    tokens += length * static_cast<int64_t>(pass.size());
   }
-  std::vector<Batch> batches;
-  for (size_t end = order.size(); end > 0; end = cuts[end].begin) {
-    const auto& [cost, begin, load] = cuts[end];
-    batches.push_back({{order.begin() + static_cast<std::ptrdiff_t>(begin),
-                        order.begin() + static_cast<std::ptrdiff_t>(end)},
-                       load.is_worth_sharing(pass_cost) ? load.shared : 0});
-  }
-  std::reverse(batches.begin(), batches.end());
-  return batches;
+  return tokens;
 }
 
 }  // namespace oryx::evaluation

@@ -54,6 +54,8 @@ std::optional<Scores> score_candidates(const std::vector<std::vector<Candidate>>
   if (!scores) return std::nullopt;
   result.cost = meter.total();
   result.tokens_run = scores->tokens_run;
+  result.tokens_computed = scores->tokens_computed;
+  result.tokens_scored = scores->tokens_scored;
   return scores;
 }
 

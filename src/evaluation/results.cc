@@ -67,6 +67,8 @@ Table task_table(const Task& task, const std::string& schedule, const TaskResult
   table.set("state_bytes", Value{cost.state_bytes});
   table.set("seconds", Value{seconds});
   table.set("tokens_run", Value{result.tokens_run});
+  if (result.tokens_computed) table.set("tokens_computed", Value{*result.tokens_computed});
+  if (result.tokens_scored) table.set("tokens_scored", Value{*result.tokens_scored});
   table.set("tokens_per_second", Value{static_cast<double>(result.tokens_run) / std::max(seconds, 1e-9)});
   table.set("items_file", Value{items_file});
   if (!result.cells.empty()) {

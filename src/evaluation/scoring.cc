@@ -1,12 +1,14 @@
 #include "evaluation/scoring.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
+#include <deque>
 #include <numeric>
 #include <utility>
 
+#include "base/device_copy.h"
 #include "base/error.h"
 #include "evaluation/batching.h"
 
@@ -18,11 +20,13 @@ using model::JointState;
 using schedule::ModeSpans;
 
 // Tokens that could be computed in the time that starting a forward pass takes.
-constexpr int64_t kPassCostCpu = 16, kPassCostGpu = 2048;
+constexpr int64_t kPassCostCpu = 16, kPassCostGpu = 768;
 // Logits held at once where the most likely token is asked for.
 constexpr int64_t kLogitsAtOnce = int64_t{64} << 20;
+// Passes that a device may have before it while the next is prepared.
+constexpr size_t kPassesAhead = 4;
 
-// The schedules of a batch, one for all sequences where they are equal.
+// The schedules of a pass, one for all sequences where they are equal.
 std::vector<ModeSpans> joined(std::vector<ModeSpans> spans) {
   const bool equal =
       std::all_of(spans.begin(), spans.end(), [&](const auto& other) { return other == spans.front(); });
@@ -30,105 +34,119 @@ std::vector<ModeSpans> joined(std::vector<ModeSpans> spans) {
   return spans;
 }
 
-// `modes` from `begin` to `end`, the last one going on past the end of the sequence into its padding.
-ModeSpans padded(ModeSpans modes, int64_t begin, int64_t end) {
-  modes.back().end = std::max(modes.back().end, end);
-  return schedule::cut(modes, begin, end);
-}
+// A sequence of a pass.
+struct Part {
+  size_t item, sequence;
+  int64_t begin;  // tokens before were read with those of the item's other sequences
+};
 
-// What a batch was asked, on its way back from the device.
+// What a pass was asked, on its way back from the device.
 struct Pending {
-  Batch batch;
-  at::Tensor losses;  // [rows] of the scored tokens, sequence by sequence
-  at::Tensor greedy;  // [rows] bool, if asked for
+  std::vector<Part> parts;
+  Arrival losses;                 // [rows] of the scored tokens, sequence by sequence
+  std::optional<Arrival> greedy;  // [rows] bool, if asked for
 };
 
 class Scorer {
  public:
-  Scorer(const model::LanguageModel& model, const std::vector<Item>& items, const ScoringOptions& options,
-         Scores& scores)
-      : model_(model), items_(items), options_(options), scores_(scores) {}
-
-  // Starts the work; a device is not waited for.
-  Pending launch(const Batch& batch) {
-    std::vector<const Sequence*> rows;
-    std::vector<int64_t> item_of_row;
-    for (size_t i = 0; i < batch.items.size(); ++i) {
-      for (const Sequence& sequence : items_[batch.items[i]]) {
-        rows.push_back(&sequence);
-        item_of_row.push_back(static_cast<int64_t>(i));
-      }
+  Scorer(const model::LanguageModel& model, const std::vector<Item>& items, const ScoringOptions& options)
+      : model_(model), items_(items), options_(options) {
+    scores_.items.resize(items.size());
+    for (size_t i = 0; i < items.size(); ++i) {
+      scores_.items[i].resize(items[i].size());
+      unfinished_.push_back(items[i].size());
     }
-    std::optional<JointState> state;
-    if (batch.shared > 0) {
-      state = read_prefixes(batch).select(at::tensor(item_of_row, at::kLong));
-      scores_.tokens_run += batch.shared * static_cast<int64_t>(batch.items.size());
-    }
-    return read_rest(batch, rows, state ? &*state : nullptr);
   }
 
-  // Waits for the results of a batch and files them.
-  void collect(const Pending& pending) {
-    const at::Tensor losses = pending.losses.to(at::kCPU, at::kDouble).contiguous();
-    const double* loss = losses.const_data_ptr<double>();
-    const at::Tensor greedy = pending.greedy.defined() ? pending.greedy.cpu().contiguous() : at::Tensor();
-    const bool* is_greedy = greedy.defined() ? greedy.const_data_ptr<bool>() : nullptr;
-    for (const size_t index : pending.batch.items) {
-      for (const Sequence& sequence : items_[index]) {
-        const auto count = static_cast<int64_t>(sequence.tokens.size()) - sequence.first;
-        SequenceScore score;
-        for (int64_t i = 0; i < count; ++i) score.log_likelihoods.push_back(-loss[i]);
-        if (is_greedy) score.is_greedy.assign(is_greedy, is_greedy + count);
-        loss += count;
-        if (is_greedy) is_greedy += count;
-        scores_.items[index].push_back(std::move(score));
-      }
+  // False when cancelled.
+  bool run(const Batch& batch) {
+    std::optional<JointState> state;
+    if (batch.shares()) state = read_prefixes(batch);
+    scores_.tokens_computed += computed_tokens(batch, items_);
+    for (const std::vector<Row>& pass : batch.passes) {
+      if (options_.cancelled && options_.cancelled()) return false;
+      pending_.push_back(read_rest(batch, pass, state ? &*state : nullptr));
+      // Where there is no device to wait for, results are there at once.
+      const size_t ahead = model_.device().is_cpu() ? 0 : kPassesAhead;
+      while (pending_.size() > ahead) collect();
     }
-    if (options_.on_items) options_.on_items(static_cast<int64_t>(pending.batch.items.size()));
+    return true;
+  }
+
+  Scores finish() {
+    while (!pending_.empty()) collect();
+    return std::move(scores_);
   }
 
  private:
   // The joint state, one row an item, after the tokens that its sequences have in common.
-  JointState read_prefixes(const Batch& batch) const {
+  JointState read_prefixes(const Batch& batch) {
     const auto count = static_cast<int64_t>(batch.items.size());
-    JointState state = model_.empty_state(count);
-    at::Tensor tokens = at::empty({count, batch.shared}, at::kLong);
+    const int64_t time = batch.shared.front();  // the most
+    at::Tensor tokens = at::zeros({count, time}, at::kLong);
     int64_t* out = tokens.mutable_data_ptr<int64_t>();
     std::vector<ModeSpans> spans;
-    for (const size_t index : batch.items) {
-      const Sequence& sequence = items_[index].front();
-      out = std::copy_n(sequence.tokens.begin(), batch.shared, out);
-      spans.push_back(schedule::cut(sequence.modes, 0, batch.shared));
+    model::NextModes next{.attention = false, .linear = false};
+    for (size_t i = 0; i < batch.items.size(); ++i, out += time) {
+      const Item& item = items_[batch.items[i]];
+      std::copy_n(item.front().tokens.begin(), batch.shared[i], out);
+      spans.push_back(schedule::cut(item.front().modes, 0, batch.shared[i]));
+      scores_.tokens_run += batch.shared[i];
+      for (const Sequence& sequence : item) {
+        for (const schedule::ModeSpan& span : sequence.modes) {
+          if (span.end <= batch.shared[i]) continue;
+          (span.mode == schedule::Mode::attention ? next.attention : next.linear) = true;
+        }
+      }
     }
-    model_.hidden(tokens.to(model_.device()), joined(std::move(spans)), &state);
+    JointState state = model_.empty_state(count, next);
+    model_.hidden(copy_to(tokens, model_.device()), joined(std::move(spans)), &state, batch.shared);
     return state;
   }
 
-  Pending read_rest(const Batch& batch, const std::vector<const Sequence*>& rows, JointState* state) {
-    int64_t longest = 0;
-    for (const Sequence* row : rows) {
-      longest = std::max(longest, static_cast<int64_t>(row->tokens.size()) - 1);
+  Pending read_rest(const Batch& batch, const std::vector<Row>& pass, const JointState* prefixes) {
+    const auto count = static_cast<int64_t>(pass.size());
+    std::vector<Part> parts;
+    std::vector<int64_t> lengths, prefix_of_row;
+    for (const Row& row : pass) {
+      const size_t item = batch.items[row.item];
+      parts.push_back({item, row.sequence, batch.shared[row.item]});
+      lengths.push_back(static_cast<int64_t>(items_[item][row.sequence].tokens.size()) - 1 -
+                        parts.back().begin);
+      prefix_of_row.push_back(static_cast<int64_t>(row.item));
+      scores_.tokens_run += lengths.back();
     }
-    const int64_t time = longest - batch.shared;
-    at::Tensor tokens = at::zeros({static_cast<int64_t>(rows.size()), time}, at::kLong);
+    const int64_t time = *std::max_element(lengths.begin(), lengths.end());
+    at::Tensor tokens = at::zeros({count, time}, at::kLong);
     int64_t* out = tokens.mutable_data_ptr<int64_t>();
     std::vector<ModeSpans> spans;
     std::vector<int64_t> places, targets;  // of the scored tokens: row of the hidden states, id
-    for (size_t r = 0; r < rows.size(); ++r) {
-      const Sequence& row = *rows[r];
-      const auto size = static_cast<int64_t>(row.tokens.size());
-      const int64_t begin = static_cast<int64_t>(r) * time;
-      std::copy(row.tokens.begin() + batch.shared, row.tokens.end() - 1, out + begin);
-      spans.push_back(padded(row.modes, batch.shared, longest));
-      for (int64_t t = row.first; t < size; ++t) places.push_back(begin + t - 1 - batch.shared);
-      targets.insert(targets.end(), row.tokens.begin() + row.first, row.tokens.end());
-      scores_.tokens_run += size - 1 - batch.shared;
+    for (size_t r = 0; r < parts.size(); ++r) {
+      const Part& part = parts[r];
+      const Sequence& sequence = items_[part.item][part.sequence];
+      const auto size = static_cast<int64_t>(sequence.tokens.size());
+      const int64_t first = static_cast<int64_t>(r) * time;
+      std::copy(sequence.tokens.begin() + part.begin, sequence.tokens.end() - 1, out + first);
+      spans.push_back(sequence.modes);
+      for (int64_t t = sequence.first; t < size; ++t) places.push_back(first + t - 1 - part.begin);
+      targets.insert(targets.end(), sequence.tokens.begin() + sequence.first, sequence.tokens.end());
     }
-    at::Tensor hidden = model_.hidden(tokens.to(model_.device()), joined(std::move(spans)), state);
-    hidden = hidden.index_select(0, at::tensor(places, at::kLong).to(model_.device()));
-    const at::Tensor ids = at::tensor(targets, at::kLong).to(model_.device());
-    Pending pending{batch, model_.loss(hidden, ids, 1.0).second, {}};
-    if (options_.greedy) pending.greedy = greedy_of(hidden, ids);
+    scores_.tokens_scored += static_cast<int64_t>(targets.size());
+    spans = joined(std::move(spans));
+    const at::Device device = model_.device();
+    const at::Tensor ids = copy_to(at::tensor(targets, at::kLong), device);
+    const at::Tensor rows = copy_to(at::tensor(places, at::kLong), device);
+    tokens = copy_to(tokens, device);
+    at::Tensor hidden;
+    if (prefixes != nullptr) {
+      const JointState state = prefixes->select(at::tensor(prefix_of_row, at::kLong), time);
+      hidden = model_.last_hidden(tokens, spans, state, lengths);
+    } else {
+      hidden = model_.hidden(tokens, spans, nullptr, lengths);
+    }
+    hidden = hidden.index_select(0, rows);
+    Pending pending{std::move(parts), Arrival(model_.loss(hidden, ids, 1.0).second), {}};
+    if (options_.greedy) pending.greedy.emplace(greedy_of(hidden, ids));
     return pending;
   }
 
@@ -142,10 +160,33 @@ class Scorer {
     return at::cat(parts);
   }
 
+  // Waits for the results of the oldest pass and files them.
+  void collect() {
+    Pending pending = std::move(pending_.front());
+    pending_.pop_front();
+    const at::Tensor losses = pending.losses.wait().to(at::kDouble);
+    const double* loss = losses.const_data_ptr<double>();
+    const bool* is_greedy = pending.greedy ? pending.greedy->wait().const_data_ptr<bool>() : nullptr;
+    int64_t finished = 0;
+    for (const Part& part : pending.parts) {
+      const Sequence& sequence = items_[part.item][part.sequence];
+      const auto count = static_cast<int64_t>(sequence.tokens.size()) - sequence.first;
+      SequenceScore& score = scores_.items[part.item][part.sequence];
+      for (int64_t i = 0; i < count; ++i) score.log_likelihoods.push_back(-loss[i]);
+      if (is_greedy) score.is_greedy.assign(is_greedy, is_greedy + count);
+      loss += count;
+      if (is_greedy) is_greedy += count;
+      if (--unfinished_[part.item] == 0) ++finished;
+    }
+    if (options_.on_items && finished > 0) options_.on_items(finished);
+  }
+
   const model::LanguageModel& model_;
   const std::vector<Item>& items_;
   const ScoringOptions& options_;
-  Scores& scores_;
+  Scores scores_;
+  std::vector<size_t> unfinished_;  // sequences of each item
+  std::deque<Pending> pending_;
 };
 
 void expect_scorable(const Item& item) {
@@ -170,22 +211,16 @@ bool SequenceScore::all_greedy() const {
 
 std::optional<Scores> score(const model::LanguageModel& model, const std::vector<Item>& items,
                             const ScoringOptions& options) {
-  const c10::NoGradGuard no_grad;
+  const c10::InferenceMode inference;
   for (const Item& item : items) expect_scorable(item);
-  Scores scores;
-  scores.items.resize(items.size());
-  Scorer scorer(model, items, options, scores);
-  const int64_t pass_cost = model.device().is_cpu() ? kPassCostCpu : kPassCostGpu;
-  // A device works on one batch while the next is prepared.
-  std::optional<Pending> pending;
-  for (const Batch& batch : plan_batches(items, options.batch_tokens, pass_cost, options.share_prefixes)) {
-    if (options.cancelled && options.cancelled()) return std::nullopt;
-    Pending next = scorer.launch(batch);
-    if (pending) scorer.collect(*pending);
-    pending = std::move(next);
+  Scorer scorer(model, items, options);
+  const BatchOptions plan{.batch_tokens = options.batch_tokens,
+                          .pass_cost = model.device().is_cpu() ? kPassCostCpu : kPassCostGpu,
+                          .share_prefixes = options.share_prefixes};
+  for (const Batch& batch : plan_batches(items, plan)) {
+    if (!scorer.run(batch)) return std::nullopt;
   }
-  if (pending) scorer.collect(*pending);
-  return scores;
+  return scorer.finish();
 }
 
 }  // namespace oryx::evaluation

@@ -78,6 +78,7 @@ TEST(Scoring, EqualsTheLogitsInAnyBatchAndOrder) {
         }
       }
     }
+    RC_ASSERT(scores->tokens_computed >= scores->tokens_run);
   });
 }
 
@@ -112,6 +113,8 @@ TEST(Scoring, OrderDoesNotChangeABit) {
     }
   }
   EXPECT_EQ(before->tokens_run, after->tokens_run);
+  EXPECT_EQ(before->tokens_computed, after->tokens_computed);
+  EXPECT_GT(before->tokens_computed, before->tokens_run);
 }
 
 Sequence sequence_of(std::vector<int64_t> tokens, int64_t first, int64_t switch_at) {
@@ -134,24 +137,75 @@ TEST(Batching, SharesWhatTokensAndModesAgreeOn) {
   EXPECT_EQ(shared_prefix({sequence_of({1, 2}, 1, 2), sequence_of({1, 3}, 1, 2)}), 0);
 }
 
-TEST(Batching, HoldsEveryItemOnceAndTheBudget) {
-  std::vector<Item> items;
-  for (int64_t i = 0; i < 50; ++i) {
-    std::vector<int64_t> tokens(static_cast<size_t>(2 + i * 7 % 60), i);
-    items.push_back({sequence_of(tokens, 1, static_cast<int64_t>(tokens.size()))});
-  }
-  for (const int64_t budget : {1, 100, 1000}) {
-    std::vector<int> seen(items.size());
-    for (const Batch& batch : plan_batches(items, budget, 16, true)) {
-      size_t longest = 0;
-      for (const size_t i : batch.items) {
-        ++seen[i];
-        longest = std::max(longest, items[i][0].tokens.size() - 1);
+TEST(Batching, HoldsEverySequenceOnceAndTheBudget) {
+  rc::check([] {
+    const model::ModelConfig config = small_config("ssd", 1);
+    std::mt19937 dice(*rc::gen::arbitrary<uint32_t>());
+    const std::vector<Item> items = random_items(config, dice, 60);
+    for (const int64_t budget : {1, 100, 1000}) {
+      for (const bool share : {false, true}) {
+        std::vector<std::vector<int>> seen;
+        for (const Item& item : items) seen.emplace_back(item.size());
+        int64_t computed = 0;
+        for (const Batch& batch :
+             plan_batches(items, {.batch_tokens = budget, .pass_cost = 1, .share_prefixes = share})) {
+          int64_t before = 0;
+          for (size_t i = 0; i < batch.items.size(); ++i) {
+            const int64_t prefix =
+                items[batch.items[i]].size() > 1 ? shared_prefix(items[batch.items[i]]) : 0;
+            RC_ASSERT(batch.shared[i] == (share ? prefix : 0));
+            before = std::max(before, batch.shared[i]);
+          }
+          const auto count = static_cast<int64_t>(batch.items.size());
+          RC_ASSERT(before == 0 || count == 1 || count * before <= budget);
+          for (const std::vector<Row>& pass : batch.passes) {
+            int64_t rest = 0;
+            for (const Row& row : pass) {
+              ++seen[batch.items[row.item]][row.sequence];
+              const auto size =
+                  static_cast<int64_t>(items[batch.items[row.item]][row.sequence].tokens.size());
+              rest = std::max(rest, size - 1 - batch.shared[row.item]);
+            }
+            const auto rows = static_cast<int64_t>(pass.size());
+            RC_ASSERT(rows == 1 || rows * (before + rest) <= budget);
+            computed += rows * rest;
+          }
+          computed += count * before - computed_tokens(batch, items);
+        }
+        RC_ASSERT(computed == 0);
+        for (const std::vector<int>& item : seen) RC_ASSERT(item == std::vector<int>(item.size(), 1));
       }
-      EXPECT_TRUE(batch.items.size() == 1 || static_cast<int64_t>(batch.items.size() * longest) <= budget);
     }
-    EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), 50);
+  });
+}
+
+TEST(Batching, CutsWhereItCostsLeast) {
+  // Two lengths: one pass where passes are dear, two where padding is.
+  std::vector<Item> items;
+  for (int64_t i = 0; i < 20; ++i) {
+    const int64_t size = i % 2 == 0 ? 11 : 31;
+    items.push_back({sequence_of(std::vector<int64_t>(static_cast<size_t>(size), i), 1, size)});
   }
+  const auto plan = [&](int64_t pass_cost) {
+    return plan_batches(items, {.batch_tokens = 10000, .pass_cost = pass_cost}).front();
+  };
+  EXPECT_EQ(plan(201).passes.size(), 1U);
+  EXPECT_EQ(computed_tokens(plan(201), items), 20 * 30);
+  EXPECT_EQ(plan(199).passes.size(), 2U);
+  EXPECT_EQ(computed_tokens(plan(199), items), 10 * 30 + 10 * 10);
+}
+
+TEST(Batching, SharesOnlyWhereThatIsCheaper) {
+  const std::vector<int64_t> context(20, 3);
+  Item item;
+  for (int64_t choice = 0; choice < 4; ++choice) {
+    std::vector<int64_t> tokens = context;
+    tokens.insert(tokens.end(), {choice, choice});
+    item.push_back(sequence_of(tokens, 20, 22));
+  }
+  // 19 shared tokens: 19 + 4 · 2 instead of 4 · 21 tokens, for one pass more.
+  EXPECT_TRUE(plan_batches({item}, {.batch_tokens = 1000, .pass_cost = 56})[0].shares());
+  EXPECT_FALSE(plan_batches({item}, {.batch_tokens = 1000, .pass_cost = 58})[0].shares());
 }
 
 TEST(Scoring, RefusesASequenceWithoutATokenToScore) {

@@ -36,7 +36,9 @@ struct TaskResult {
   std::vector<Metric> metrics = {};
   std::string main;  // the metric that averages use
   TaskCost cost = {};
-  int64_t tokens_run = 0;           // that the model read or wrote: shared ones once, no padding
+  int64_t tokens_run = 0;  // that the model read or wrote: shared ones once, no padding
+  // Where tokens are scored: those computed, padding included, and those whose log-likelihood was asked for.
+  std::optional<int64_t> tokens_computed = {}, tokens_scored = {};
   int64_t items_cut = 0;            // whose context was shortened
   std::vector<Table> cells = {};    // parts of the task with a value of their own
   std::vector<Table> records = {};  // one an item: all that its score needs

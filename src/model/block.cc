@@ -118,7 +118,14 @@ at::Tensor Block::convolve(const at::Tensor& x, const Convolution& convolution, 
   if (tail != nullptr) before = *tail;
   auto [y, after] = operators::short_conv(x.view({routing.batch, routing.time, -1}), convolution.weight,
                                           optional(convolution.bias), before, config_.conv_activation);
-  if (tail != nullptr) *tail = after;
+  if (tail == nullptr || !routing.keeps_state) return y;
+  if (routing.tail_rows) {
+    after = at::cat({*before, x.view({routing.batch, routing.time, -1})}, 1)
+                .flatten(0, 1)
+                .index_select(0, *routing.tail_rows)
+                .view(before->sizes());
+  }
+  *tail = after;
   return y;
 }
 
@@ -131,7 +138,7 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
   const int64_t rows = routing.batch * routing.time;
   std::vector<const Part*> active;
   for (const Part& part : parts_) {
-    if (part.mixer->is_needed(selection(part, routing), state)) active.push_back(&part);
+    if (part.mixer->is_needed(selection(part, routing), routing, state)) active.push_back(&part);
   }
 
   // Every projection of x in one call: the backward pass then sums their gradients in one buffer, and a query
@@ -153,7 +160,7 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
   size_t next = 0;
 
   SharedInput shared;
-  shared.position = routing.position;
+  shared.routing = &routing;
   shared.cosine = routing.everything.cosine;
   shared.sine = routing.everything.sine;
   shared.key = convolve(projected[next++], key_conv_, routing, state ? &state->key_tail : nullptr)

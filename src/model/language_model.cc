@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/shapes.h"
 #include "model/embedding.h"
@@ -11,6 +13,34 @@
 #include "operators/linear/linear.h"
 
 namespace oryx::model {
+
+namespace {
+
+Piece piece_of(int64_t batch, int64_t time, const JointState* state, const std::vector<int64_t>& lengths,
+               bool keeps_state) {
+  Piece piece{.batch = batch, .time = time, .positions = {}, .lengths = lengths, .keeps_state = keeps_state};
+  piece.positions = state ? state->positions() : std::vector<int64_t>(batch);
+  if (lengths.empty()) piece.lengths.assign(batch, time);
+  expect(static_cast<int64_t>(piece.lengths.size()) == batch, "[model] expected {} lengths, got {}", batch,
+         piece.lengths.size());
+  for (const int64_t length : piece.lengths) {
+    expect(length >= 1 && length <= time, "[model] expected lengths from 1 to {}, got {}", time, length);
+  }
+  return piece;
+}
+
+// What was left out at the start is missed only later.
+void expect_kept(const JointState& state, const Routing& routing) {
+  const bool starts = std::all_of(state.positions().begin(), state.positions().end(),
+                                  [](int64_t position) { return position == 0; });
+  if (starts) return;
+  expect(state.next_modes().attention || routing.attention.count == 0,
+         "the state was not kept for attention, which the schedule asks for");
+  expect(state.next_modes().linear || routing.linear.count == 0,
+         "the state was not kept for linear, which the schedule asks for");
+}
+
+}  // namespace
 
 LanguageModel::LanguageModel(ModelConfig config, Weights weights, at::ScalarType dtype)
     : config_(std::move(config)), weights_(std::move(weights)), dtype_(dtype) {
@@ -29,12 +59,24 @@ LanguageModel LanguageModel::load(const std::filesystem::path& directory, at::Sc
 
 at::Device LanguageModel::device() const { return embedding_.device(); }
 
-JointState LanguageModel::empty_state(int64_t batch) const {
-  return JointState::empty(config_, batch, dtype_, device());
+JointState LanguageModel::empty_state(int64_t batch, NextModes next) const {
+  return JointState::empty(config_, batch, dtype_, device(), next);
 }
 
 at::Tensor LanguageModel::hidden(const at::Tensor& tokens, const std::vector<schedule::ModeSpans>& spans,
-                                 JointState* state) const {
+                                 JointState* state, const std::vector<int64_t>& lengths) const {
+  return run(tokens, spans, state, lengths, /*keeps_state=*/state != nullptr);
+}
+
+at::Tensor LanguageModel::last_hidden(const at::Tensor& tokens, const std::vector<schedule::ModeSpans>& spans,
+                                      const JointState& state, const std::vector<int64_t>& lengths) const {
+  JointState shallow = state;  // new keys and values go past what the state's caches hold
+  return run(tokens, spans, &shallow, lengths, /*keeps_state=*/false);
+}
+
+at::Tensor LanguageModel::run(const at::Tensor& tokens, const std::vector<schedule::ModeSpans>& spans,
+                              JointState* state, const std::vector<int64_t>& lengths,
+                              bool keeps_state) const {
   expect_dimensions("model", "tokens", tokens, 2);
   const int64_t batch = tokens.size(0), time = tokens.size(1);
   expect(batch > 0 && time > 0, "[model] expected at least one token, got tokens [{}, {}]", batch, time);
@@ -46,8 +88,16 @@ at::Tensor LanguageModel::hidden(const at::Tensor& tokens, const std::vector<sch
     expect(bad >= 0 && bad < config_.vocabulary, "token id {} is outside the model's vocabulary of {}", bad,
            config_.vocabulary);
   }
-  const int64_t position = state ? state->position() : 0;
-  const Routing routing = route(config_, spans, batch, time, position, dtype_, device());
+  const Piece piece = piece_of(batch, time, state, lengths, keeps_state);
+  int64_t capacity = time;
+  if (state != nullptr) {
+    state->make_room(time);
+    for (const LayerState& layer : state->layers()) {
+      if (layer.key_cache.defined()) capacity = layer.key_cache.size(1);
+    }
+  }
+  const Routing routing = route(config_, spans, piece, capacity, dtype_, device());
+  if (state != nullptr) expect_kept(*state, routing);
 
   const at::Tensor ids = tokens.to(device(), at::kLong).reshape({batch * time});
   at::Tensor residual = embed(embedding_, ids, dtype_);
@@ -67,7 +117,7 @@ at::Tensor LanguageModel::hidden(const at::Tensor& tokens, const std::vector<sch
     std::tie(residual, normed) =
         layers_[n].forward(residual, normed, next_norm, routing, state ? &state->layers()[n] : nullptr);
   }
-  if (state != nullptr) state->advance(spans, time);
+  if (keeps_state) state->advance(spans, piece.lengths);
   return normed;
 }
 

@@ -31,7 +31,7 @@ class LanguageModel {
   at::ScalarType dtype() const { return dtype_; }
   at::Device device() const;
 
-  JointState empty_state(int64_t batch) const;
+  JointState empty_state(int64_t batch, NextModes next = {}) const;
 
   // Whether training keeps only the inputs of each layer and runs the layer again in backward.
   void set_recompute_layers(bool recompute) { recompute_layers_ = recompute; }
@@ -39,9 +39,15 @@ class LanguageModel {
   // tokens [batch, time] int64 → the normed hidden states [batch · time, width].
   // `spans`: one schedule for all sequences or one a sequence, in absolute positions, covering the piece.
   // `state`: when given, it is continued and advanced; otherwise the piece starts a sequence.
-  // Throws Error on a token id outside the vocabulary.
+  // `lengths`: where sequences have fewer than `time` tokens in this piece, how many; the rest of their row
+  // is padding of any ids, which enters no state, and whose hidden states mean nothing. Throws Error on a
+  // token id outside the vocabulary, and on a mode that the state keeps nothing for.
   at::Tensor hidden(const at::Tensor& tokens, const std::vector<schedule::ModeSpans>& spans,
-                    JointState* state = nullptr) const;
+                    JointState* state = nullptr, const std::vector<int64_t>& lengths = {}) const;
+
+  // The same, for the last piece: `state` is continued, but neither kept up nor changed.
+  at::Tensor last_hidden(const at::Tensor& tokens, const std::vector<schedule::ModeSpans>& spans,
+                         const JointState& state, const std::vector<int64_t>& lengths = {}) const;
 
   // hidden [n, width] → logits [n, vocabulary] in the computing type.
   at::Tensor logits(const at::Tensor& hidden) const;
@@ -52,6 +58,9 @@ class LanguageModel {
                                          double scale) const;
 
  private:
+  at::Tensor run(const at::Tensor& tokens, const std::vector<schedule::ModeSpans>& spans, JointState* state,
+                 const std::vector<int64_t>& lengths, bool keeps_state) const;
+
   ModelConfig config_;
   Weights weights_;
   at::ScalarType dtype_;

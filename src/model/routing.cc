@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include <fmt/ranges.h>
 
 #include "base/device_copy.h"
@@ -22,52 +24,116 @@ struct Builder {
   }
 };
 
-void set_spans(Selection& selection, const std::vector<int64_t>& values, int64_t position) {
+void set_spans(Selection& selection, const std::vector<int64_t>& values,
+               const std::vector<int64_t>& positions) {
   selection.spans = at::tensor(values, at::kLong).view({-1, 3});
-  selection.spans_in_sequence =
-      position == 0 ? selection.spans
-                    : selection.spans + at::tensor({int64_t{0}, position, position}, at::kLong);
+  selection.spans_in_sequence = selection.spans;
+  if (std::all_of(positions.begin(), positions.end(), [](int64_t position) { return position == 0; })) return;
+  std::vector<int64_t> moved = values;
+  for (size_t i = 0; i < moved.size(); i += 3) {
+    moved[i + 1] += positions[moved[i]];
+    moved[i + 2] += positions[moved[i]];
+  }
+  selection.spans_in_sequence = at::tensor(moved, at::kLong).view({-1, 3});
+}
+
+// The tables of all rows: [time] of them where sequences are at one position, else [batch · time].
+void set_rotation(Selection& everything, const ModelConfig& config, const Piece& piece, at::ScalarType dtype,
+                  at::Device device) {
+  const auto [first, last] = std::minmax_element(piece.positions.begin(), piece.positions.end());
+  std::tie(everything.cosine, everything.sine) = operators::rotary_tables(
+      at::arange(*first, *last + piece.time, at::TensorOptions(at::kLong).device(device)), config.head_dim,
+      config.rope_base, operators::accumulate_type(dtype));
+  if (*first == *last) return;
+  at::Tensor rows = at::empty({piece.batch, piece.time}, at::kLong);
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  for (const int64_t position : piece.positions) {
+    for (int64_t t = 0; t < piece.time; ++t) *row++ = position - *first + t;
+  }
+  rows = copy_to(rows.view(-1), device);
+  everything.cosine = everything.cosine.index_select(0, rows);
+  everything.sine = everything.sine.index_select(0, rows);
+}
+
+at::Tensor rows_in_cache(const Piece& piece, int64_t capacity) {
+  at::Tensor rows = at::empty({piece.batch * piece.time}, at::kLong);
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  for (int64_t b = 0; b < piece.batch; ++b) {
+    for (int64_t t = 0; t < piece.time; ++t) *row++ = b * capacity + piece.positions[b] + t;
+  }
+  return rows;
+}
+
+at::Tensor mask_of(const Piece& piece) {
+  at::Tensor mask = at::zeros({piece.batch, piece.time, 1}, at::kFloat);
+  float* values = mask.mutable_data_ptr<float>();
+  for (int64_t b = 0; b < piece.batch; ++b) std::fill_n(values + b * piece.time, piece.lengths[b], 1.0F);
+  return mask;
+}
+
+at::Tensor tail_rows_of(const Piece& piece, int64_t taps) {
+  at::Tensor rows = at::empty({piece.batch * taps}, at::kLong);
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  for (int64_t b = 0; b < piece.batch; ++b) {
+    for (int64_t i = 0; i < taps; ++i) *row++ = b * (taps + piece.time) + piece.lengths[b] + i;
+  }
+  return rows;
+}
+
+// The tokens of a sequence that each mode serves, padding with the last of them.
+void add_sequence(Builder (&builders)[2], const ModelConfig& config, const schedule::ModeSpans& spans,
+                  const Piece& piece, int64_t sequence) {
+  const int64_t position = piece.positions[sequence], last = position + piece.lengths[sequence];
+  int64_t covered = position;
+  for (const schedule::ModeSpan& span : spans) {
+    const int64_t begin = std::max(span.begin, position), end = std::min(span.end, last);
+    if (begin >= end) continue;
+    expect(begin == covered, "the schedule leaves token {} without a mode", covered);
+    if (!config.has_mode(span.mode)) {
+      fail("the schedule asks for {} at token {}, but the model's mixers are {}",
+           schedule::mode_name(span.mode), begin, fmt::join(config.mixers, ", "));
+    }
+    const int64_t padded = end == last ? piece.time : end - position;
+    builders[span.mode == schedule::Mode::linear].add(sequence, begin - position, padded, piece.time);
+    covered = end;
+  }
+  expect(covered == last, "the schedule ends at token {}, expected {}", covered, last);
 }
 
 }  // namespace
 
-Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, int64_t batch,
-              int64_t time, int64_t position, at::ScalarType dtype, at::Device device) {
+Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, const Piece& piece,
+              int64_t capacity, at::ScalarType dtype, at::Device device) {
+  const int64_t batch = piece.batch, time = piece.time;
   expect(spans.size() == 1 || static_cast<int64_t>(spans.size()) == batch,
          "expected one schedule or {} (one a sequence), got {}", batch, spans.size());
   Routing routing;
   routing.batch = batch;
   routing.time = time;
-  routing.position = position;
+  routing.position = piece.positions[0];
+  routing.keeps_state = piece.keeps_state;
+  const bool is_even = std::all_of(piece.positions.begin(), piece.positions.end(),
+                                   [&](int64_t position) { return position == routing.position; });
+  const bool is_padded =
+      std::any_of(piece.lengths.begin(), piece.lengths.end(), [&](int64_t length) { return length != time; });
+  if (!is_even) routing.cache_rows = copy_to(rows_in_cache(piece, capacity), device);
+  if (is_padded && piece.keeps_state) {
+    routing.mask = copy_to(mask_of(piece).to(operators::accumulate_type(dtype)), device);
+    if (config.short_conv) {
+      routing.tail_rows = copy_to(tail_rows_of(piece, config.conv_width - 1), device);
+    }
+  }
 
   Selection& everything = routing.everything;
-  if (config.rope != "none") {
-    std::tie(everything.cosine, everything.sine) = operators::rotary_tables(
-        at::arange(position, position + time, at::TensorOptions(at::kLong).device(device)), config.head_dim,
-        config.rope_base, operators::accumulate_type(dtype));
-  }
+  if (config.rope != "none") set_rotation(everything, config, piece, dtype, device);
   everything.count = batch * time;
   Builder all;
   for (int64_t b = 0; b < batch; ++b) all.spans.insert(all.spans.end(), {b, 0, time});
-  set_spans(everything, all.spans, position);
+  set_spans(everything, all.spans, piece.positions);
 
   Builder builders[2];
   for (int64_t b = 0; b < batch; ++b) {
-    const schedule::ModeSpans& own = spans[spans.size() == 1 ? 0 : b];
-    int64_t covered = position;
-    for (const schedule::ModeSpan& span : own) {
-      const int64_t begin = std::max(span.begin, position), end = std::min(span.end, position + time);
-      if (begin >= end) continue;
-      expect(begin == covered, "the schedule leaves token {} without a mode", covered);
-      if (!config.has_mode(span.mode)) {
-        fail("the schedule asks for {} at token {}, but the model's mixers are {}",
-             schedule::mode_name(span.mode), begin, fmt::join(config.mixers, ", "));
-      }
-      builders[span.mode == schedule::Mode::linear].add(b, begin - position, end - position, time);
-      covered = end;
-    }
-    expect(covered == position + time, "the schedule ends at token {}, expected {}", covered,
-           position + time);
+    add_sequence(builders, config, spans[spans.size() == 1 ? 0 : b], piece, b);
   }
   if (!config.is_switchable()) return routing;
 
@@ -80,10 +146,10 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
       continue;
     }
     selection.count = count;
-    set_spans(selection, builders[i].spans, position);
+    set_spans(selection, builders[i].spans, piece.positions);
     selection.rows = copy_to(at::tensor(builders[i].rows, at::kLong), device);
     if (everything.cosine.defined()) {
-      const at::Tensor offsets = selection.rows->remainder(time);
+      const at::Tensor offsets = is_even ? selection.rows->remainder(time) : *selection.rows;
       selection.cosine = everything.cosine.index_select(0, offsets);
       selection.sine = everything.sine.index_select(0, offsets);
     }

@@ -21,17 +21,37 @@ struct Selection {
   at::Tensor cosine, sine;  // rotary tables of those rows [count or time, head_dim / 2]
 };
 
+// The part of each sequence that one forward pass reads.
+struct Piece {
+  int64_t batch = 0;
+  int64_t time = 0;                // tokens of every sequence, padding included
+  std::vector<int64_t> positions;  // [batch] tokens before the piece
+  std::vector<int64_t> lengths;    // [batch] tokens of the piece; what is left of `time` is padding
+  bool keeps_state = false;        // whether the state after it is asked for
+};
+
 struct Routing {
   int64_t batch = 0;
   int64_t time = 0;
-  int64_t position = 0;         // tokens before this piece
   Selection attention, linear;  // by mode
   Selection everything;         // for a mixer that serves all tokens
+
+  // Where the tokens go in a cache of `capacity` tokens a sequence: all at one position, or, where sequences
+  // differ, as rows of [batch · capacity], int64 [batch · time].
+  int64_t position = 0;
+  std::optional<at::Tensor> cache_rows;
+  // Where a state is to be kept up past padding: [batch, time, 1] of the accumulate type, 0 for padding; and
+  // the last `taps` tokens of each sequence as rows of [batch · (taps + time)], the tokens before the piece
+  // included, int64 [batch · taps].
+  std::optional<at::Tensor> mask, tail_rows;
+  bool keeps_state = false;
 };
 
 // `spans` holds one schedule for all sequences or one per sequence, in absolute positions; each must cover
-// [position, position + time). Throws Error when it does not, or when it asks for a mode the model lacks.
-Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, int64_t batch,
-              int64_t time, int64_t position, at::ScalarType dtype, at::Device device);
+// its sequence's tokens of the piece. Padding goes to the mode of the token before it. `capacity`: of the
+// caches, where positions differ. Throws Error when spans leave a token out, or ask for a mode that the model
+// lacks.
+Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, const Piece& piece,
+              int64_t capacity, at::ScalarType dtype, at::Device device);
 
 }  // namespace oryx::model

@@ -3,9 +3,11 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include <fmt/ranges.h>
 
+#include "base/device_copy.h"
 #include "base/error.h"
 #include "base/shapes.h"
 #include "formats/safetensors.h"
@@ -48,27 +50,25 @@ std::vector<Named> named_tensors(const ModelConfig& config, int64_t layer, Layer
   return named;
 }
 
-at::Tensor filled(const at::Tensor& tensor, bool is_cache, int64_t position) {
-  return is_cache ? tensor.narrow(1, 0, position) : tensor;
-}
-
 }  // namespace
 
 JointState JointState::empty(const ModelConfig& config, int64_t batch, at::ScalarType dtype,
-                             at::Device device) {
+                             at::Device device, NextModes next) {
   JointState state;
   state.batch_ = batch;
+  if (config.is_switchable()) state.next_ = next;
+  state.positions_.resize(batch);
   state.modes_.resize(batch);
   state.layers_.resize(config.layers);
   const at::TensorOptions options = at::TensorOptions(dtype).device(device);
   for (int64_t n = 0; n < config.layers; ++n) {
     LayerState& layer = state.layers_[n];
     const std::vector<std::string> mixers = config.layer_mixers(n);
-    if (has_attention(mixers)) {
+    if (has_attention(mixers) && state.next_.attention) {
       layer.key_cache = at::empty({batch, 0, config.kv_heads, config.head_dim}, options);
       layer.value_cache = at::empty({batch, 0, config.value_heads, config.value_dim}, options);
     }
-    if (!linear_mixer(mixers).empty()) {
+    if (!linear_mixer(mixers).empty() && state.next_.linear) {
       layer.recurrent = at::zeros({batch, config.value_heads, config.head_dim, config.value_dim},
                                   options.dtype(operators::accumulate_type(dtype)));
     }
@@ -83,83 +83,131 @@ JointState JointState::empty(const ModelConfig& config, int64_t batch, at::Scala
   return state;
 }
 
-void JointState::advance(const std::vector<schedule::ModeSpans>& spans, int64_t tokens) {
+int64_t JointState::longest() const {
+  return positions_.empty() ? 0 : *std::max_element(positions_.begin(), positions_.end());
+}
+
+int64_t JointState::position() const {
+  const int64_t position = longest();
+  for (const int64_t other : positions_) {
+    expect(other == position, "expected sequences of one length, got {} and {} tokens", position, other);
+  }
+  return position;
+}
+
+void JointState::make_room(int64_t time) {
+  const int64_t position = longest(), end = position + time;
+  for (LayerState& layer : layers_) {
+    for (at::Tensor* cache : {&layer.key_cache, &layer.value_cache}) {
+      if (!cache->defined() || cache->size(1) >= end) continue;
+      // Half as much again keeps the copying linear in the length; the first piece gets what it asks for.
+      const int64_t capacity = position == 0 ? end : std::max(end, position + position / 2 + 64);
+      at::Tensor grown =
+          at::empty({cache->size(0), capacity, cache->size(2), cache->size(3)}, cache->options());
+      grown.narrow(1, 0, position).copy_(cache->narrow(1, 0, position));
+      *cache = grown;
+    }
+  }
+}
+
+void JointState::advance(const std::vector<schedule::ModeSpans>& spans, const std::vector<int64_t>& lengths) {
   for (int64_t b = 0; b < batch_; ++b) {
-    const schedule::ModeSpans piece =
-        schedule::cut(spans[spans.size() == 1 ? 0 : b], position_, position_ + tokens);
+    const int64_t end = positions_[b] + lengths[b];
+    const schedule::ModeSpans piece = schedule::cut(spans[spans.size() == 1 ? 0 : b], positions_[b], end);
     schedule::ModeSpans& modes = modes_[b];
     modes.insert(modes.end(), piece.begin(), piece.end());
     modes = schedule::merge(modes);
+    positions_[b] = end;
   }
-  position_ += tokens;
 }
 
 JointState JointState::clone() const {
   JointState copy = *this;
+  const int64_t position = longest();
   for (LayerState& layer : copy.layers_) {
     for (at::Tensor* tensor : {&layer.recurrent, &layer.key_tail, &layer.value_tail, &layer.query_tail}) {
       if (tensor->defined()) *tensor = tensor->clone();
     }
     for (at::Tensor* cache : {&layer.key_cache, &layer.value_cache}) {
-      if (cache->defined()) *cache = cache->narrow(1, 0, position_).clone();
+      if (cache->defined()) *cache = cache->narrow(1, 0, position).clone();
     }
   }
   return copy;
 }
 
-JointState JointState::select(const at::Tensor& rows) const {
+JointState JointState::select(const at::Tensor& rows, int64_t room) const {
   JointState selected;
   selected.batch_ = rows.numel();
-  selected.position_ = position_;
+  selected.next_ = next_;
   selected.layers_.resize(layers_.size());
   const at::Tensor indices = rows.to(at::kCPU, at::kLong).contiguous();
   for (int64_t i = 0; i < indices.numel(); ++i) {
     const int64_t row = indices.data_ptr<int64_t>()[i];
     expect(row >= 0 && row < batch_, "expected a sequence in 0…{}, got {}", batch_ - 1, row);
+    selected.positions_.push_back(positions_[row]);
     selected.modes_.push_back(modes_[row]);
   }
+  const int64_t filled = selected.longest();
+  at::Tensor on_device;
   for (size_t n = 0; n < layers_.size(); ++n) {
     const LayerState& from = layers_[n];
     LayerState& to = selected.layers_[n];
-    const auto pick = [&](const at::Tensor& tensor, bool is_cache) {
+    const auto pick = [&](const at::Tensor& tensor) {
       if (!tensor.defined()) return at::Tensor();
-      return filled(tensor, is_cache, position_).index_select(0, indices.to(tensor.device()));
+      if (!on_device.defined()) on_device = copy_to(indices, tensor.device());
+      return tensor.index_select(0, on_device);
     };
-    to = {pick(from.key_cache, true), pick(from.value_cache, true), pick(from.recurrent, false),
-          pick(from.key_tail, false), pick(from.value_tail, false), pick(from.query_tail, false)};
+    const auto pick_cache = [&](const at::Tensor& cache) {
+      if (!cache.defined()) return at::Tensor();
+      if (!on_device.defined()) on_device = copy_to(indices, cache.device());
+      const int64_t count = indices.numel(), width = cache.size(2) * cache.size(3);
+      at::Tensor picked = at::empty({count, filled + room, cache.size(2), cache.size(3)}, cache.options());
+      at::Tensor out = picked.view({count, -1}).narrow(1, 0, filled * width);
+      if (filled > 0) {
+        at::index_select_out(out, cache.view({batch_, -1}).narrow(1, 0, filled * width), 0, on_device);
+      }
+      return picked;
+    };
+    to = {pick_cache(from.key_cache), pick_cache(from.value_cache), pick(from.recurrent),
+          pick(from.key_tail),        pick(from.value_tail),        pick(from.query_tail)};
   }
   return selected;
 }
 
 int64_t JointState::bytes() const {
   int64_t total = 0;
+  const int64_t tokens = std::accumulate(positions_.begin(), positions_.end(), int64_t{0});
   for (const LayerState& layer : layers_) {
     for (const at::Tensor* tensor :
          {&layer.recurrent, &layer.key_tail, &layer.value_tail, &layer.query_tail}) {
       if (tensor->defined()) total += static_cast<int64_t>(tensor->nbytes());
     }
     for (const at::Tensor* cache : {&layer.key_cache, &layer.value_cache}) {
-      if (cache->defined()) total += static_cast<int64_t>(cache->narrow(1, 0, position_).nbytes());
+      if (cache->defined()) {
+        total += tokens * cache->size(2) * cache->size(3) * static_cast<int64_t>(cache->element_size());
+      }
     }
   }
   return total;
 }
 
 void JointState::save(const std::filesystem::path& file, const ModelConfig& config) const {
+  expect(next_.attention && next_.linear, "expected a state for both modes, to save it");
+  const int64_t position = this->position();
   formats::NamedTensors tensors;
   JointState copy = *this;  // shares the tensors
   for (int64_t n = 0; n < config.layers; ++n) {
     for (const Named& entry : named_tensors(config, n, copy.layers_[n])) {
-      tensors.emplace_back(entry.name, filled(*entry.tensor, entry.is_cache, position_));
+      tensors.emplace_back(entry.name, entry.is_cache ? entry.tensor->narrow(1, 0, position) : *entry.tensor);
     }
   }
-  at::Tensor modes = at::empty({batch_, position_}, at::kByte);
+  at::Tensor modes = at::empty({batch_, position}, at::kByte);
   for (int64_t b = 0; b < batch_; ++b) {
     for (const schedule::ModeSpan& span : modes_[b]) {
       modes[b].slice(0, span.begin, span.end).fill_(static_cast<int64_t>(span.mode));
     }
   }
-  tensors.emplace_back("position", at::tensor({position_}, at::kLong));
+  tensors.emplace_back("position", at::tensor({position}, at::kLong));
   tensors.emplace_back("modes", modes);
   formats::write_safetensors(file.string(), tensors);
 }
@@ -177,7 +225,7 @@ JointState JointState::load(const std::filesystem::path& file, const ModelConfig
   expect(tokens >= 0 && modes.size(1) == tokens, "{}: position is {}, but modes has {} tokens", where, tokens,
          modes.size(1));
   JointState state = empty(config, modes.size(0), dtype, device);
-  state.position_ = tokens;
+  std::fill(state.positions_.begin(), state.positions_.end(), tokens);
   for (int64_t b = 0; b < state.batch_; ++b) {
     const at::Tensor row = modes[b].contiguous();
     const uint8_t* values = row.data_ptr<uint8_t>();
@@ -198,19 +246,6 @@ JointState JointState::load(const std::filesystem::path& file, const ModelConfig
     }
   }
   return state;
-}
-
-at::Tensor append_to_cache(at::Tensor& cache, const at::Tensor& tokens, int64_t position) {
-  const int64_t end = position + tokens.size(1);
-  if (cache.size(1) < end) {
-    // Half as much again keeps the copying linear in the length; the first piece gets what it asks for.
-    const int64_t capacity = position == 0 ? end : std::max(end, position + position / 2 + 64);
-    at::Tensor grown = at::empty({cache.size(0), capacity, cache.size(2), cache.size(3)}, cache.options());
-    grown.narrow(1, 0, position).copy_(cache.narrow(1, 0, position));
-    cache = grown;
-  }
-  cache.narrow(1, position, tokens.size(1)).copy_(tokens);
-  return cache.narrow(1, 0, end);
 }
 
 }  // namespace oryx::model

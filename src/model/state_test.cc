@@ -161,6 +161,77 @@ std::filesystem::path temporary(const std::string& name) {
   return std::filesystem::temp_directory_path() / fmt::format("oryx_state_test_{}_{}", getpid(), name);
 }
 
+// Sequences of several lengths in one piece, then the rest of each from its own position.
+RC_GTEST_PROP(JointState, PaddingEntersNoState, ()) {
+  c10::NoGradGuard no_gradient;
+  const Case c = random_case(true, 60);
+  RC_PRE(c.time >= 2);
+  std::vector<int64_t> first, rest;
+  for (int64_t b = 0; b < c.batch; ++b) {
+    first.push_back(*rc::gen::inRange<int64_t>(1, c.time));
+    rest.push_back(*rc::gen::inRange<int64_t>(1, c.time - first[b] + 1));
+  }
+  const auto width = [](const std::vector<int64_t>& lengths) {
+    return *std::max_element(lengths.begin(), lengths.end());
+  };
+  at::Tensor later = random_tokens(c.config, c.batch, width(rest), 11);  // padding is any token
+  for (int64_t b = 0; b < c.batch; ++b) {
+    later[b].narrow(0, 0, rest[b]).copy_(c.tokens[b].narrow(0, first[b], rest[b]));
+  }
+  JointState state = c.model->empty_state(c.batch);
+  c.model->hidden(c.tokens.narrow(1, 0, width(first)), c.spans, &state, first);
+  RC_ASSERT(state.positions() == first);
+
+  const bool is_last = *rc::gen::arbitrary<bool>();
+  const at::Tensor rows = at::arange(c.batch);
+  JointState copy = state.select(rows, *rc::gen::inRange<int64_t>(0, 2) * width(rest));
+  const at::Tensor hidden = is_last ? c.model->last_hidden(later, c.spans, copy, rest)
+                                    : c.model->hidden(later, c.spans, &copy, rest);
+  const at::Tensor got = c.model->logits(hidden).view({c.batch, width(rest), -1}), wanted = whole(c);
+  for (int64_t b = 0; b < c.batch; ++b) {
+    RC_ASSERT(relative_error(got[b].narrow(0, 0, rest[b]), wanted[b].narrow(0, first[b], rest[b])) <= 1e-10);
+    RC_ASSERT(copy.positions()[b] == first[b] + (is_last ? 0 : rest[b]));
+    if (!is_last) RC_ASSERT(copy.modes()[b] == schedule::cut(c.spans[b], 0, first[b] + rest[b]));
+  }
+
+  // Each sequence alone goes on from its state as from one without padding.
+  const int64_t row = *rc::gen::inRange<int64_t>(0, c.batch);
+  Case alone = c;
+  alone.batch = 1;
+  alone.tokens = c.tokens.narrow(0, row, 1);
+  alone.spans = {c.spans[row]};
+  JointState own = state.select(at::tensor({row}, at::kLong));
+  const at::Tensor expected = wanted.narrow(0, row, 1).narrow(1, first[row], c.time - first[row]);
+  RC_ASSERT(relative_error(in_pieces(alone, {c.time}, own), expected) <= 1e-10);
+}
+
+// A state for one mode goes on with it as a whole one does, and says so where it cannot.
+RC_GTEST_PROP(JointState, KeepsWhatTheNextModesRead, ()) {
+  c10::NoGradGuard no_gradient;
+  Case c = random_case(true, 60);
+  RC_PRE(c.time >= 2);
+  const int64_t cut = *rc::gen::inRange<int64_t>(1, c.time);
+  const Mode mode =
+      c.config.has_mode(Mode::attention) && (!c.config.has_mode(Mode::linear) || *rc::gen::arbitrary<bool>())
+          ? Mode::attention
+          : Mode::linear;
+  for (ModeSpans& spans : c.spans) {
+    spans = schedule::cut(spans, 0, cut);
+    spans.push_back({cut, c.time, mode});
+    spans = schedule::merge(spans);
+  }
+  const NextModes next{.attention = mode == Mode::attention, .linear = mode == Mode::linear};
+  JointState state = c.model->empty_state(c.batch, next), all = c.model->empty_state(c.batch);
+  RC_ASSERT(relative_error(in_pieces(c, {cut, c.time}, state), whole(c)) <= 1e-10);
+  in_pieces(c, {cut, c.time}, all);
+  RC_ASSERT((state.bytes() < all.bytes()) == c.config.is_switchable());
+
+  if (!c.config.is_switchable()) return;
+  const ModeSpans other = {{0, c.time + 1, mode == Mode::attention ? Mode::linear : Mode::attention}};
+  RC_ASSERT_THROWS_AS(c.model->hidden(c.tokens.narrow(1, 0, 1), {other}, &state), Error);
+  RC_ASSERT_THROWS_AS(state.save(temporary("part.safetensors"), c.config), Error);
+}
+
 RC_GTEST_PROP(JointState, SavedStatesContinue, ()) {
   c10::NoGradGuard no_gradient;
   const Case c = random_case(*rc::gen::arbitrary<bool>());

@@ -26,6 +26,8 @@ class GatedDelta : public Mixer {
 
   std::vector<at::Tensor> projections() const override { return {decay_weight_, beta_weight_}; }
 
+  bool is_kept(const LayerState& state) const override { return state.recurrent.defined(); }
+
   at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
                      const std::vector<at::Tensor>& projected, const Selection& selection,
                      LayerState* state) const override {
@@ -33,15 +35,20 @@ class GatedDelta : public Mixer {
     if (options_.l2_norm != "none") key = operators::l2_norm(key);
     const at::ScalarType accumulate = decay_bias_.scalar_type();
     const std::array<int64_t, 3> per_head = {key.size(0), key.size(1), decay_bias_.size(0)};
-    const at::Tensor log_decay =
+    at::Tensor log_decay =
         (at::softplus(projected[0].to(accumulate) + decay_bias_) * -log_a_.exp()).view(per_head);
-    const at::Tensor beta = at::sigmoid(projected[1].to(accumulate)).view(per_head);
+    at::Tensor beta = at::sigmoid(projected[1].to(accumulate)).view(per_head);
+    if (shared.routing->mask) {  // no decay and β = 0 leave the state as it is
+      log_decay = log_decay * *shared.routing->mask;
+      beta = beta * *shared.routing->mask;
+    }
     std::optional<at::Tensor> initial;
-    if (state != nullptr) initial = state->recurrent;
+    const bool has_state = state != nullptr && is_kept(*state);
+    if (has_state) initial = state->recurrent;
     auto [output, final_state] =
         operators::gated_delta_rule(prepare_query(query, options_, rotates_, selection), key, shared.value,
                                     log_decay, beta, selection.spans, initial, scale_);
-    if (state != nullptr) state->recurrent = final_state;
+    if (has_state && shared.routing->keeps_state) state->recurrent = final_state;
     return output;
   }
 

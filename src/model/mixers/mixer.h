@@ -19,11 +19,11 @@ namespace oryx::model {
 
 // What the block computed once for all its mixers, R = batch · time rows.
 struct SharedInput {
-  int64_t position = 0;
   at::Tensor key;           // [batch, time, kv_heads, head_dim] after convolution and activation, not rotated
   at::Tensor rotated_key;   // the same rotated; undefined when no mixer of the block reads it
   at::Tensor value;         // [batch, time, value_heads, value_dim]
-  at::Tensor cosine, sine;  // rotary tables of the piece [time, head_dim / 2]
+  at::Tensor cosine, sine;  // rotary tables of the piece [time or R, head_dim / 2]
+  const Routing* routing = nullptr;
 };
 
 class Mixer {
@@ -33,14 +33,18 @@ class Mixer {
   // Further projections of the block's input that the mixer needs for every token, e.g. its steps.
   virtual std::vector<at::Tensor> projections() const { return {}; }
 
-  // Whether forward has anything to do for this selection: outputs, or a state to keep up.
-  bool is_needed(const Selection& selection, const LayerState* state) const {
-    return selection.count > 0 || state != nullptr;
+  // Whether `state` holds this mixer's part.
+  virtual bool is_kept(const LayerState& state) const = 0;
+
+  // Whether forward has anything to do for this selection: outputs, or a state that a later piece reads.
+  bool is_needed(const Selection& selection, const Routing& routing, const LayerState* state) const {
+    return selection.count > 0 || (routing.keeps_state && is_kept(*state));
   }
 
   // query [selection.count, heads, head_dim], straight from its projection; `projected`: the rows of
-  // projections(), each [R, n]. Takes every token of the piece into `state` (unless null), whatever its mode,
-  // and returns the outputs of the selected tokens [selection.count, output_heads, value_dim].
+  // projections(), each [R, n]. Takes every token of the piece into this mixer's part of `state` (unless null
+  // or not kept), whatever its mode, and returns the outputs of the selected tokens [selection.count,
+  // output_heads, value_dim].
   virtual at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
                              const std::vector<at::Tensor>& projected, const Selection& selection,
                              LayerState* state) const = 0;

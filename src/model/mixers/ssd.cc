@@ -21,20 +21,24 @@ class Ssd : public Mixer {
 
   std::vector<at::Tensor> projections() const override { return {step_weight_}; }
 
+  bool is_kept(const LayerState& state) const override { return state.recurrent.defined(); }
+
   at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
                      const std::vector<at::Tensor>& projected, const Selection& selection,
                      LayerState* state) const override {
     at::Tensor key = rotates_ ? shared.rotated_key : shared.key;
     if (options_.l2_norm != "none") key = operators::l2_norm(key);
-    const at::Tensor step = at::softplus(projected[0].to(step_bias_.scalar_type()) + step_bias_)
-                                .view({key.size(0), key.size(1), step_bias_.size(0)});
+    at::Tensor step = at::softplus(projected[0].to(step_bias_.scalar_type()) + step_bias_)
+                          .view({key.size(0), key.size(1), step_bias_.size(0)});
+    if (shared.routing->mask) step = step * *shared.routing->mask;  // a step of 0 leaves the state as it is
     const at::Tensor log_decay = step * -log_a_.exp();
     std::optional<at::Tensor> initial;
-    if (state != nullptr) initial = state->recurrent;
+    const bool has_state = state != nullptr && is_kept(*state);
+    if (has_state) initial = state->recurrent;
     auto [output, final_state] =
         operators::ssd(prepare_query(query, options_, rotates_, selection), key, shared.value, log_decay,
                        step, skip_, selection.spans, initial);
-    if (state != nullptr) state->recurrent = final_state;
+    if (has_state && shared.routing->keeps_state) state->recurrent = final_state;
     return output;
   }
 

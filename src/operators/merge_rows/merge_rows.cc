@@ -80,6 +80,17 @@ at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count) 
   return MergeRows::apply(parts, variable_list(rows.begin(), rows.end()), count);
 }
 
+void write_rows(at::Tensor whole, const at::Tensor& rows, const at::Tensor& part) {
+  expect(whole.is_contiguous(), "[write_rows] expected whole to be contiguous");
+  expect(whole.dim() == part.dim() && whole.sizes().slice(1) == part.sizes().slice(1) &&
+             whole.scalar_type() == part.scalar_type(),
+         "[write_rows] expected a part with rows like those of whole");
+  expect(part.size(0) == rows.numel(), "[write_rows] expected a part of {} rows, got {}", rows.numel(),
+         part.size(0));
+  if (takes_kernel(whole)) return cuda::merge_rows({part.contiguous()}, {rows.contiguous()}, whole, true);
+  whole.index_copy_(0, rows, part);
+}
+
 TORCH_LIBRARY_FRAGMENT(oryx, library) {
   library.def("merge_rows(Tensor[] parts, Tensor[] rows, int count) -> Tensor", &merge_rows);
 }

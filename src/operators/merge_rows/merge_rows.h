@@ -12,4 +12,12 @@ namespace oryx::operators {
 // Returns y [count, …]. Differentiable in the parts. Throws Error when the sizes do not add up to count.
 at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count);
 
+// whole[rows[j]] = part[j] in place; all other rows of whole stay as they are. Has no gradients.
+//
+//   whole  [count, …]  contiguous
+//   rows   int64 [n], on the device of whole, each at most once
+//   part   [n, …]      dtype and device of whole
+// Throws Error on other shapes or types.
+void write_rows(at::Tensor whole, const at::Tensor& rows, const at::Tensor& part);
+
 }  // namespace oryx::operators

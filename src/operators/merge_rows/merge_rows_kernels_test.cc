@@ -42,6 +42,14 @@ TEST(MergeRowsKernels, ScatterAndGather) {
         EXPECT_TRUE(at::equal(got[i], upstream.index_select(0, rows[i])));
         EXPECT_TRUE(at::equal(got.back().index_select(0, rows[i]), parts[i]));
       }
+      const at::Tensor part = parts[0].detach();
+      const Tensors written = testing::with_kernels([&] {
+        const at::Tensor whole = at::ones({c.count, c.heads, c.dim}, options);
+        write_rows(whole, rows[0], part);
+        return Tensors{whole};
+      });
+      const at::Tensor wanted = at::ones({c.count, c.heads, c.dim}, options).index_copy_(0, rows[0], part);
+      EXPECT_TRUE(at::equal(written[0], wanted));
     }
   }
 }

@@ -31,5 +31,22 @@ TEST(MergeRows, RejectsMissingRows) {
   EXPECT_THROW(merge_rows({at::zeros({2, 3})}, {rows}, 3), Error);
 }
 
+TEST(WriteRows, WritesItsRowsAlone) {
+  const at::Tensor before = at::randn({5, 2}), part = at::randn({2, 2});
+  const at::Tensor rows = at::tensor({3, 0}, at::kLong);
+  const at::Tensor whole = before.clone();
+  write_rows(whole, rows, part);
+  EXPECT_TRUE(whole.index_select(0, rows).equal(part));
+  const at::Tensor others = at::tensor({1, 2, 4}, at::kLong);
+  EXPECT_TRUE(whole.index_select(0, others).equal(before.index_select(0, others)));
+}
+
+TEST(WriteRows, RejectsOtherShapes) {
+  const at::Tensor rows = at::tensor({0, 1}, at::kLong);
+  EXPECT_THROW(write_rows(at::zeros({4, 3}), rows, at::zeros({3, 3})), Error);
+  EXPECT_THROW(write_rows(at::zeros({4, 3}), rows, at::zeros({2, 2})), Error);
+  EXPECT_THROW(write_rows(at::zeros({3, 4}).t(), rows, at::zeros({2, 3})), Error);
+}
+
 }  // namespace
 }  // namespace oryx::operators
