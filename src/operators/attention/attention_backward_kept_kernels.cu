@@ -1,9 +1,11 @@
-// Backward pass where a block has much shared memory and the gradients of the scores have room: the pass by
-// keys makes dK and dV and leaves dS in scratch, from which a second pass sums dQ. Five products and no
-// exponential twice, for two bytes per pair of tokens written and read.
+// Backward pass where a block has much shared memory and the gradients of the
+// scores have room: the pass by keys makes dK and dV and leaves dS in scratch,
+// from which a second pass sums dQ. Five products and no exponential twice, for
+// two bytes per pair of tokens written and read.
 //
-// dS lies in images of a tile of query rows by a block of keys, as fragments that a product of dQ takes from
-// registers: [16 rows][16 keys][lane] of four registers.
+// dS lies in images of a tile of query rows by a block of keys, as fragments
+// that a product of dQ takes from registers: [16 rows][16 keys][lane] of four
+// registers.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -14,7 +16,8 @@ namespace oryx::cuda {
 
 namespace {
 
-// Key heads [first_head, first_head + heads) of a backward pass, whose dS fits the scratch.
+// Key heads [first_head, first_head + heads) of a backward pass, whose dS fits
+// the scratch.
 struct HeadSlice {
   AttentionBackward pass;
   int first_head, heads;
@@ -23,7 +26,8 @@ struct HeadSlice {
 constexpr int kLoaders = 4;  // warps that load
 constexpr int kImageUnits = kTileRows * kBlockKeys / 8;
 
-// Of a tile that sees these keys, where one of its heads has its image: `image` is the tile's number.
+// Of a tile that sees these keys, where one of its heads has its image: `image`
+// is the tile's number.
 __device__ inline uint4* image_at(const HeadSlice& slice, int head, int64_t image) {
   const int first = slice.first_head * (slice.pass.in.query_heads / slice.pass.in.key_heads);
   return static_cast<uint4*>(slice.pass.score_grads) +
@@ -32,12 +36,13 @@ __device__ inline uint4* image_at(const HeadSlice& slice, int head, int64_t imag
 
 // ---- dK, dV and dS
 
-// Two warpgroups of 64 keys each share the tiles of query rows. The next block's keys are loaded while one
-// still computes.
+// Two warpgroups of 64 keys each share the tiles of query rows. The next
+// block's keys are loaded while one still computes.
 template <int dim>
 struct KeyBlocks {
   static constexpr int consumers = 2 * kBlockKeys, threads = consumers + 32 * kLoaders;
-  // Where registers suffice, the next tile's products are under way before this one's have finished.
+  // Where registers suffice, the next tile's products are under way before this
+  // one's have finished.
   static constexpr bool runs_ahead = dim == 64;
   static constexpr int stages = runs_ahead ? 4 : 3, key_stages = 2;
   using Keys = Panels<kBlockKeys, dim>;
@@ -110,8 +115,9 @@ __device__ inline auto element(const Four& four, int i) {
   return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
 }
 
-// What passes through the gates is read by products alone: the rows' statistics and positions come straight
-// from global memory, to the threads that need them.
+// What passes through the gates is read by products alone: the rows' statistics
+// and positions come straight from global memory, to the threads that need
+// them.
 template <int dim, bool keeps>
 __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shared) {
   using Blocks = KeyBlocks<dim>;
@@ -140,26 +146,40 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
     k_grad.clear();
     v_grad.clear();
 
-    // Of a step, read ahead: its log-sum-exps and ⟨dO, O⟩ (all that the thread needs where registers suffice;
-    // else two places of each a lane, given to the others by shuffles), its first position and the number of
-    // its first image.
+    // The step that is worked on and the next one, of which is read, each a
+    // step ahead: log-sum-exps and ⟨dO, O⟩ (all that the thread needs where
+    // registers suffice; else two places of each a lane, given to the others by
+    // shuffles), the first position and the number of the first image.
+    struct Step {
+      int tile, reader;
+    };
     constexpr int held = Blocks::runs_ahead ? quads : 1;
-    int tile = block.first_tile, reader = 0, first_position = 0, image = 0;
+    Step now{block.first_tile, 0}, next = now;
+    int first_position = 0, image = 0;
     float4 logsumexp[held], output_dot[held];
-    const auto read_step = [&] {
-      if (tile == past) return;
-      const int head = key_head * readers + reader;
-      const float4* const of_thread = reinterpret_cast<const float4*>(p.tile_statistics) +
-                                      (head * p.tile_count + tile) * (kTileRows / 2) + lane % 4 * (2 * quads);
+    const auto read = [&](float4(&of_thread)[held], int which) {
+      const int head = key_head * readers + next.reader;
+      const float4* from = reinterpret_cast<const float4*>(p.tile_statistics) +
+                           (head * p.tile_count + next.tile) * (kTileRows / 2) + lane % 4 * (2 * quads) +
+                           which;
       if constexpr (Blocks::runs_ahead) {
 #pragma unroll
-        for (int i = 0; i < quads; ++i) logsumexp[i] = of_thread[2 * i], output_dot[i] = of_thread[2 * i + 1];
+        for (int i = 0; i < quads; ++i) of_thread[i] = from[2 * i];
       } else {
-        const float* const from = reinterpret_cast<const float*>(of_thread + lane / 16 * 2) + lane / 4 % 4;
-        logsumexp[0] = {from[0], from[16], 0.0f, 0.0f}, output_dot[0] = {from[4], from[20], 0.0f, 0.0f};
+        const float* const of_lane = reinterpret_cast<const float*>(from + lane / 16 * 2) + lane / 4 % 4;
+        of_thread[0] = {of_lane[0], of_lane[16], 0.0f, 0.0f};
       }
-      first_position = p.tiles[tile].first;
-      if constexpr (keeps) image = p.tile_images[tile];
+    };
+    const auto read_logsumexp = [&] {
+      if (next.tile == past) return;
+      read(logsumexp, 0);
+      first_position = p.tiles[next.tile].first;
+    };
+    const auto read_output_dot = [&] {
+      if (next.tile < past) read(output_dot, 1);
+    };
+    const auto read_image = [&] {
+      if (keeps && next.tile < past) image = p.tile_images[next.tile];
     };
     const auto quad_of = [&](const float4(&own)[held], int i) {
       if constexpr (Blocks::runs_ahead) return own[i];
@@ -169,7 +189,9 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
                     __shfl_sync(0xffffffffu, value, source + 8),
                     __shfl_sync(0xffffffffu, value, source + 12)};
     };
-    read_step();
+    read_logsumexp();
+    read_output_dot();
+    read_image();
 
     shared.gates.keys_full[keys_at.stage].wait(keys_at.parity);
     // Transposed: rows are keys, columns are query rows.
@@ -199,7 +221,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       }
       if (is_masked) {
         const int4* const positions =
-            reinterpret_cast<const int4*>(p.tile_positions) + tile * (kTileRows / 4) + lane % 4 * quads;
+            reinterpret_cast<const int4*>(p.tile_positions) + now.tile * (kTileRows / 4) + lane % 4 * quads;
 #pragma unroll
         for (int i = 0; i < quads; ++i) {
           const int4 four = positions[i];
@@ -210,6 +232,8 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
           }
         }
       }
+      next = now.reader + 1 < readers ? Step{now.tile, now.reader + 1} : Step{now.tile + 1, 0};
+      read_logsumexp();
     };
     const auto finish_step = [&]<bool begins_next>(std::bool_constant<begins_next>) {
       uint32_t weights[kTileRows / 16][4], score_grads[kTileRows / 16][4];
@@ -235,13 +259,14 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       multiply_columns(k_grad, score_grads, shared.rows(rows_at.stage));
       warpgroup_commit();
       if constexpr (begins_next) {
-        RingPlace<Blocks::stages> next = rows_at;
-        next.next();
-        begin_step(next);
+        RingPlace<Blocks::stages> next_at = rows_at;
+        next_at.next();
+        begin_step(next_at);
       }
+      read_output_dot();
       if constexpr (keeps) {
         uint4* const images =
-            image_at(slice, key_head * readers + reader, image + block.begin / kBlockKeys) + lane;
+            image_at(slice, key_head * readers + now.reader, image + block.begin / kBlockKeys) + lane;
 #pragma unroll
         for (int k = 0; k < kTileRows / 16; ++k) {
           const uint32_t(&a)[4] = score_grads[k];
@@ -249,8 +274,8 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
                                                               transpose_matrix(a[1]), transpose_matrix(a[3])};
         }
       }
-      if (++reader == readers) reader = 0, ++tile;
-      read_step();
+      read_image();
+      now = next;
       warpgroup_wait<begins_next ? 2 : 0>();
       settle(v_grad);
       settle(k_grad);
@@ -258,8 +283,8 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       rows_at.next();
     };
     if constexpr (Blocks::runs_ahead) {
-      // Products that are under way from one pass of the loop to the next would make the compiler wait for
-      // every single one.
+      // Products that are under way from one pass of the loop to the next would
+      // make the compiler wait for every single one.
       const auto prepare = [&] {
         weigh();
         warpgroup_wait<0>();
@@ -322,7 +347,8 @@ __global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1)
 
 // ---- dQ
 
-// Warpgroups of a tile each share the tiles of keys; dS comes from its images straight to registers.
+// Warpgroups of a tile each share the tiles of keys; dS comes from its images
+// straight to registers.
 template <int dim>
 struct TileGroups {
   static constexpr int consumers = 128 * kGroupTiles, threads = consumers + 32 * kLoaders, stages = 5;
