@@ -78,57 +78,75 @@ struct Call {
 
   int64_t streams() const { return shape.batch * shape.state_heads; }
 
-  // Launches what walks over a sequence from the state `first` (or zero) to `last` (or nowhere), in about
-  // `segments` segments of two chunks and more. `local` finds what the segments add to the state.
-  template <typename Arguments, typename Launch>
-  void in_segments(Arguments arguments, cuda::SsdWalk local, const at::Tensor& first, const at::Tensor& last,
-                   int64_t segments, Launch launch) const {
+  // What is to be known of a sequence's segments before they are walked over side by side. Keeps what `local`
+  // and the walk point at.
+  struct Cut {
+    cuda::SsdWalk local{};  // finds what the segments add to the state
+    at::Tensor local_states, factor, states;
+  };
+
+  // Cuts what walks from the state `first` (or zero) to `last` (or nowhere) into about `segments` segments of
+  // two chunks and more; `local` walks over the same tokens, from zero. One of `walks` launched together.
+  template <typename Arguments>
+  Cut cut(Arguments& arguments, cuda::SsdWalk local, const at::Tensor& first, const at::Tensor& last,
+          int64_t segments, int64_t walks) const {
     const int64_t state_size = shape.key_dim * shape.value_dim;
     const auto data = [](const at::Tensor& x) { return x.defined() ? x.mutable_data_ptr<float>() : nullptr; };
     arguments.shape = shape;
     arguments.segment_chunks = std::max<int64_t>(2, (shape.chunks + segments - 1) / segments);
     arguments.segments = (shape.chunks + arguments.segment_chunks - 1) / arguments.segment_chunks;
     arguments.first_state = data(first);
-    at::Tensor local_states, factor, states;
-    if (arguments.segments > 1) {
-      // As many pieces as fill the device, of two chunks and more.
-      const int64_t blocks = streams() * (shape.value_dim / 64) * (arguments.segments - 1);
-      const int64_t length = arguments.segment_chunks,
-                    most = std::clamp<int64_t>(walk_blocks() / blocks, 1, (length + 1) / 2),
-                    piece_chunks = (length + most - 1) / most;
-      local.local_pieces = (length + piece_chunks - 1) / piece_chunks;
-      const int64_t pieces = (arguments.segments - 1) * local.local_pieces;
-      local_states = at::empty({streams(), pieces, state_size}, in.log_decay.options());
-      factor = at::empty({streams(), pieces}, in.log_decay.options());
-      states = at::empty({streams(), arguments.segments, state_size}, in.log_decay.options());
-      local.shape = shape;
-      local.gamma = decay.gamma;
-      local.segments = arguments.segments, local.segment_chunks = arguments.segment_chunks;
-      local.last_state = data(local_states);
-      local.last_factor = data(factor);
-      cuda::ssd_walk(local, stream);
-      cuda::ssd_join_segments({streams(), arguments.segments, local.local_pieces, state_size,
-                               data(local_states), data(factor), data(first), data(states)},
-                              stream);
-      arguments.first_state = data(states);
-    }
     arguments.last_state = data(last);
-    launch(arguments);
+    Cut result;
+    if (arguments.segments == 1) return result;
+    // As many pieces as fill the device, of two chunks and more.
+    const int64_t blocks = walks * streams() * (shape.value_dim / 64) * (arguments.segments - 1);
+    const int64_t length = arguments.segment_chunks,
+                  most = std::clamp<int64_t>(walk_blocks() / blocks, 1, (length + 1) / 2),
+                  piece_chunks = (length + most - 1) / most;
+    local.local_pieces = (length + piece_chunks - 1) / piece_chunks;
+    const int64_t pieces = (arguments.segments - 1) * local.local_pieces;
+    result.local_states = at::empty({streams(), pieces, state_size}, in.log_decay.options());
+    result.factor = at::empty({streams(), pieces}, in.log_decay.options());
+    result.states = at::empty({streams(), arguments.segments, state_size}, in.log_decay.options());
+    local.shape = shape;
+    local.gamma = decay.gamma;
+    local.segments = arguments.segments, local.segment_chunks = arguments.segment_chunks;
+    local.last_state = data(result.local_states);
+    local.last_factor = data(result.factor);
+    arguments.first_state = data(result.states);
+    result.local = local;
+    return result;
+  }
+  // From the local states to those before every segment.
+  void join(const Cut& cut, const at::Tensor& first) const {
+    cuda::ssd_join_segments(
+        {streams(), cut.local.segments, cut.local.local_pieces, shape.key_dim * shape.value_dim,
+         cut.local_states.const_data_ptr<float>(), cut.factor.const_data_ptr<float>(),
+         first.defined() ? first.const_data_ptr<float>() : nullptr, cut.states.mutable_data_ptr<float>()},
+        stream);
   }
 
   // Blocks of ssd_walk that the device has room for: three fit into a multiprocessor.
   int64_t walk_blocks() const { return 3 * cuda::multiprocessors(value); }
 
-  // The states before every chunk and after the last (where `last` is defined).
-  void walk(cuda::SsdWalk walk, const at::Tensor& first, const at::Tensor& states,
-            const at::Tensor& last) const {
-    const int64_t blocks = streams() * (shape.value_dim / 64);
-    walk.gamma = decay.gamma;
-    in_segments(walk, walk, first, last, std::max<int64_t>(1, walk_blocks() / blocks),
-                [&](cuda::SsdWalk arguments) {
-                  arguments.states = states.mutable_data_ptr();
-                  cuda::ssd_walk(arguments, stream);
-                });
+  // The states before every chunk from the state `first` on and, in one launch with them, what `reverse`
+  // finds after every chunk: from `last_gradient` to `first_gradient` (where that is defined).
+  void walk(cuda::SsdWalk forward, const at::Tensor& first, const at::Tensor& states, cuda::SsdWalk reverse,
+            const at::Tensor& last_gradient, const at::Tensor& first_gradient,
+            const at::Tensor& d_states) const {
+    forward.gamma = reverse.gamma = decay.gamma;
+    const int64_t segments = std::max<int64_t>(1, walk_blocks() / (2 * streams() * (shape.value_dim / 64)));
+    const Cut before = cut(forward, forward, first, at::Tensor(), segments, 2),
+              after = cut(reverse, reverse, last_gradient, first_gradient, segments, 2);
+    if (forward.segments > 1) {
+      cuda::ssd_walk(before.local, &after.local, stream);
+      join(before, first);
+      join(after, last_gradient);
+    }
+    forward.states = states.mutable_data_ptr();
+    reverse.states = d_states.mutable_data_ptr();
+    cuda::ssd_walk(forward, &reverse, stream);
   }
 
   cuda::SsdWalk forward_walk() const {
@@ -204,8 +222,12 @@ std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate
   forward.decay = call.decay;
   // One block fits into a multiprocessor.
   const int64_t segments = std::max<int64_t>(1, cuda::multiprocessors(in.value) / (s.batch * s.output_heads));
-  call.in_segments(forward, call.forward_walk(), call.initial_state, state, segments,
-                   [&](const cuda::SsdForward& a) { cuda::ssd_forward(a, call.stream); });
+  const auto cut = call.cut(forward, call.forward_walk(), call.initial_state, state, segments, 1);
+  if (forward.segments > 1) {
+    cuda::ssd_walk(cut.local, nullptr, call.stream);
+    call.join(cut, call.initial_state);
+  }
+  cuda::ssd_forward(forward, call.stream);
   return {output, state};
 }
 
@@ -225,15 +247,13 @@ SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output_g
   at::Tensor d_initial;
   if (in.initial_state.defined()) d_initial = at::empty(in.initial_state.sizes(), wide);
   const at::Tensor states = call.states(), d_states = call.states();
-  call.walk(call.forward_walk(), call.initial_state, states, at::Tensor());
   cuda::SsdWalk reverse{};
-  reverse.is_reverse = true;
   reverse.left = packed_rows(call.query);
   reverse.right = packed_rows(d_output);
   reverse.row_of = row_of;
   reverse.has_rows = has_rows.const_data_ptr<int32_t>();
   reverse.weight = call.decay.gamma;
-  call.walk(reverse, d_state, d_states, d_initial);
+  call.walk(call.forward_walk(), call.initial_state, states, reverse, d_state, d_initial, d_states);
 
   HeadGradient query(in.query, 1, s.output_heads), key(in.key, 2, s.output_heads),
       value(in.value, 2, s.output_heads);

@@ -1,11 +1,11 @@
 // CUDA kernels of ssd: chunks in parallel. docs/mathematics/ssd.md derives them.
 //
 // Forward: ssd_decay, ssd_forward (a block walks over the chunks of an output head). Backward: ssd_decay,
-// ssd_walk forward (the state at the start of every chunk) and in reverse (the gradient of the state at the
-// end of every chunk), ssd_gradient. Few tokens without gradients: ssd_steps. What walks is cut into segments
-// where there are too few streams for the device: local states of the segments (ssd_walk, `local_pieces`),
-// ssd_join_segments, then all segments at once. bf16 activations, key_dim and value_dim of 64 or 128; every
-// row starts at a multiple of 16 bytes.
+// ssd_walk forward (the state at the start of every chunk) and beside it in reverse (the gradient of the
+// state at the end of every chunk), ssd_gradient. Few tokens without gradients: ssd_steps. What walks is cut
+// into segments where there are too few streams for the device: local states of the segments (ssd_walk,
+// `local_pieces`), ssd_join_segments, then all segments at once. bf16 activations, key_dim and value_dim of
+// 64 or 128; every row starts at a multiple of 16 bytes.
 #pragma once
 
 #include "operators/cpu/mixer_arguments.h"
@@ -34,11 +34,10 @@ void ssd_decay(const SsdDecayArguments& arguments, void* stream);
 // S ← γ_C S + Leftᵀ (w ⊙ Right), chunk after chunk; in reverse from the last to the first.
 struct SsdWalk {
   cpu::MixerShape shape;
-  bool is_reverse;  // left and right are packed rows of query and d_output, else token rows of key and value
-  cpu::RowView left, right;
-  const int32_t* row_of;    // reverse: [batch, time]
-  const int32_t* has_rows;  // reverse: [batch, chunks] whether a chunk holds a row
-  const float* weight;      // [stream, padded time]: SsdDecay::weight, or gamma in reverse
+  cpu::RowView left, right;  // token rows of key and value; reverse: packed rows of query and d_output
+  const int32_t* row_of;     // reverse: [batch, time]
+  const int32_t* has_rows;   // reverse: [batch, chunks] whether a chunk holds a row
+  const float* weight;       // [stream, padded time]: SsdDecay::weight, or gamma in reverse
   const float* gamma;
   int64_t segments, segment_chunks;  // segment 0 comes first in the order of the walk
   // 0, or how many pieces each segment but the last is cut into, to be walked over from zero: only the next
@@ -49,7 +48,8 @@ struct SsdWalk {
   const float* first_state;  // [stream, segment, key_dim, value_dim] or null: zero
   void* states;              // bf16 [stream, chunk, key_dim, value_dim] before each chunk, or null
 };
-void ssd_walk(const SsdWalk& arguments, void* stream);
+// `reverse` (or null) has as many segments and pieces as `forward`.
+void ssd_walk(const SsdWalk& forward, const SsdWalk* reverse, void* stream);
 
 // From the local states of the segments but the last to the states before every segment.
 struct SsdSegments {

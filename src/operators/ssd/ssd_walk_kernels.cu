@@ -101,14 +101,14 @@ __device__ inline void add_weighted(Accumulator<row_tiles, kSlice / 8>& sum, con
 }
 
 template <int key_dim, bool is_reverse>
-__global__ void __launch_bounds__(kWalkThreads, 3) walk_kernel(const SsdWalk p) {
+__device__ inline void walk(const SsdWalk& p, int part) {
   constexpr int row_tiles = key_dim / 64;
   const cpu::MixerShape& shape = p.shape;
   const int64_t value_dim = shape.value_dim, stream = blockIdx.x;
   const int column0 = static_cast<int>(blockIdx.y) * kSlice;
   const bool is_local = p.local_pieces > 0;
   const int pieces = is_local ? static_cast<int>(p.local_pieces) : 1;
-  const int part = static_cast<int>(blockIdx.z), segment = part / pieces;
+  const int segment = part / pieces;
   const int64_t batch = stream / shape.state_heads, head = stream % shape.state_heads;
   const int chunks = static_cast<int>(shape.chunks);
   // Output heads that answer from this state: in reverse each adds to its gradient.
@@ -223,6 +223,21 @@ __global__ void __launch_bounds__(kWalkThreads, 3) walk_kernel(const SsdWalk p) 
   if (is_local && threadIdx.x == 0 && blockIdx.y == 0) p.last_factor[piece] = total;
 }
 
+struct SsdWalks {
+  SsdWalk forward, reverse;
+  int parts;  // of each
+};
+
+template <int key_dim, bool both>
+__global__ void __launch_bounds__(kWalkThreads, 3) walk_kernel(const SsdWalks p) {
+  const int part = static_cast<int>(blockIdx.z);
+  if (!both || part < p.parts) {
+    walk<key_dim, false>(p.forward, part);
+  } else {
+    walk<key_dim, true>(p.reverse, part - p.parts);
+  }
+}
+
 constexpr int kJoinThreads = 256;
 
 __global__ void __launch_bounds__(kJoinThreads) join_segments_kernel(const SsdSegments p) {
@@ -262,17 +277,18 @@ void ssd_decay(const SsdDecayArguments& a, void* stream) {
   launch<decay_kernel>(grid, kDecayThreads, 0, stream, a);
 }
 
-void ssd_walk(const SsdWalk& a, void* stream) {
-  const dim3 grid(static_cast<unsigned>(a.shape.batch * a.shape.state_heads),
-                  static_cast<unsigned>(a.shape.value_dim / kSlice),
-                  static_cast<unsigned>(a.local_pieces > 0 ? (a.segments - 1) * a.local_pieces : a.segments));
-  with_dimensions(a.shape, [&](auto key_dim, auto) {
+void ssd_walk(const SsdWalk& forward, const SsdWalk* reverse, void* stream) {
+  const bool both = reverse != nullptr;
+  const int64_t parts =
+      forward.local_pieces > 0 ? (forward.segments - 1) * forward.local_pieces : forward.segments;
+  const dim3 grid(static_cast<unsigned>(forward.shape.batch * forward.shape.state_heads),
+                  static_cast<unsigned>(forward.shape.value_dim / kSlice),
+                  static_cast<unsigned>((both ? 2 : 1) * parts));
+  const SsdWalks walks{forward, both ? *reverse : SsdWalk{}, static_cast<int>(parts)};
+  with_dimensions(forward.shape, [&](auto key_dim, auto) {
     const size_t bytes = kStages * WalkStage<key_dim>::bytes;
-    if (a.is_reverse) {
-      launch<walk_kernel<key_dim, true>>(grid, kWalkThreads, bytes, stream, a);
-    } else {
-      launch<walk_kernel<key_dim, false>>(grid, kWalkThreads, bytes, stream, a);
-    }
+    both ? launch<walk_kernel<key_dim, true>>(grid, kWalkThreads, bytes, stream, walks)
+         : launch<walk_kernel<key_dim, false>>(grid, kWalkThreads, bytes, stream, walks);
   });
 }
 
