@@ -195,7 +195,7 @@ std::vector<at::Tensor> steps(const SsdInputs& in) {
 
 bool ssd_chunks_serve(const SsdInputs& in) {
   return in.value.scalar_type() == at::kBFloat16 && has_served_dimensions(in) && cuda::ssd_forward_fits() &&
-         cuda::ssd_gradient_fits();
+         cuda::ssd_gradient_fits(in.shape);
 }
 
 bool ssd_steps_serve(const SsdInputs& in) {

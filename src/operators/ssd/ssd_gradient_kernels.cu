@@ -115,11 +115,11 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
   const int output_heads = static_cast<int>(shape.output_heads),
             state_heads = static_cast<int>(shape.state_heads);
   const int chunks = static_cast<int>(shape.chunks), group = output_heads / state_heads;
-  const int output_head = static_cast<int>(blockIdx.x) % output_heads, head = output_head / group;
+  const int output_head = static_cast<int>(blockIdx.x), head = output_head / group;
   const int key_head = head / (state_heads / static_cast<int>(shape.key_heads));
   const int query_head = output_head / (output_heads / static_cast<int>(shape.query_heads));
-  const int place = static_cast<int>(blockIdx.x) / output_heads;
-  const int batch = place / chunks, chunk = place % chunks, time = chunk * kChunk;
+  const int batch = static_cast<int>(blockIdx.y), chunk = static_cast<int>(blockIdx.z),
+            place = batch * chunks + chunk, time = chunk * kChunk;
   const int64_t state_index = static_cast<int64_t>(batch * state_heads + head) * chunks + chunk;
   const int64_t at = state_index * kChunk;
   const int count =
@@ -373,10 +373,17 @@ __global__ void __launch_bounds__(kThreads, 2) gradient_kernel(const SsdGradient
 
 }  // namespace
 
-bool ssd_gradient_fits() { return largest_shared_memory() >= kMostSharedBytes; }
+bool ssd_gradient_fits(const cpu::MixerShape& shape) {
+  constexpr int64_t most_blocks = 65535;  // along the second and third dimension of a grid
+  return largest_shared_memory() >= kMostSharedBytes && shape.batch <= most_blocks &&
+         shape.time <= most_blocks * kChunk;
+}
 
 void ssd_gradient(const SsdGradient& a, void* stream) {
-  const dim3 grid(static_cast<unsigned>(a.shape.batch * a.shape.chunks * a.shape.output_heads));
+  // Chunk by chunk of all streams: it begins with the chunks that the walk in reverse has just left in the
+  // cache.
+  const dim3 grid(static_cast<unsigned>(a.shape.output_heads), static_cast<unsigned>(a.shape.batch),
+                  static_cast<unsigned>(a.shape.chunks));
   with_dimensions(a.shape, [&](auto key_dim, auto value_dim) {
     launch<gradient_kernel<key_dim, value_dim>>(grid, kThreads, GradientTiles<key_dim, value_dim>::bytes,
                                                 stream, a);

@@ -107,8 +107,9 @@ struct SsdGradient {
 };
 void ssd_gradient(const SsdGradient& arguments, void* stream);
 
-// Whether the current device has the shared memory that the chunk kernels take.
-bool ssd_gradient_fits();
+// Whether the current device has the shared memory that the chunk kernels take and, for gradients, a grid of
+// blocks for the shape.
+bool ssd_gradient_fits(const cpu::MixerShape& shape);
 bool ssd_forward_fits();
 
 }  // namespace oryx::cuda
