@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 
@@ -20,7 +21,6 @@
 #include "operators/rotary/rotary.h"
 #include "operators/short_conv/short_conv.h"
 #include "operators/ssd/ssd.h"
-#include "schedule/training_draw.h"
 
 namespace oryx::cli {
 
@@ -78,17 +78,21 @@ class Measurement {
   int64_t repeats_;
 };
 
-// All tokens, or each chunk with this probability.
+// All tokens, or this share of the chunks of 128, spread evenly: every(4) for a quarter.
 at::Tensor spans_of(const OperatorSizes& sizes, double share) {
-  const schedule::TrainingDraw chunks{.attention_probability = share};
+  constexpr int64_t chunk = 128;
   std::vector<int64_t> rows;
   for (int64_t b = 0; b < sizes.batch; ++b) {
     if (share == 1) {
       rows.insert(rows.end(), {b, 0, sizes.length});
       continue;
     }
-    for (const schedule::ModeSpan& span : schedule::draw(chunks, sizes.length, /*seed=*/1, /*step=*/0, b)) {
-      if (span.mode == schedule::Mode::attention) rows.insert(rows.end(), {b, span.begin, span.end});
+    double taken = 0;
+    for (int64_t begin = 0; begin < sizes.length; begin += chunk) {
+      taken += share;
+      if (taken < 1 - 1e-9) continue;
+      taken -= 1;
+      rows.insert(rows.end(), {b, begin, std::min(begin + chunk, sizes.length)});
     }
   }
   return at::tensor(rows, at::kLong).view({-1, 3});
@@ -168,7 +172,7 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
     const bool is_usual = percent == 100 || percent == 25;  // the others where attention is asked for
     if (!measure.wants(name) || (!is_usual && !measure.has_filter())) continue;
     const at::Tensor spans = spans_of(sizes, percent / 100.0);
-    if (spans.size(0) == 0) continue;  // a short sequence of which no chunk was drawn
+    if (spans.size(0) == 0) continue;  // a short sequence without such a chunk
     double pairs = 0, rows = 0;
     const auto s = spans.accessor<int64_t, 2>();
     for (int64_t i = 0; i < s.size(0); ++i) {
@@ -178,7 +182,11 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
     }
     const double products = 4 * dim * pairs * static_cast<double>(sizes.heads), read = 2 * e * elements,
                  queries = e * rows * static_cast<double>(width);
-    measure.differentiate(name, {products, read + 2 * queries, 2.5 * products, 2 * read + 4 * queries},
+    const double all_pairs =
+        static_cast<double>(sizes.batch) * static_cast<double>(sizes.length * (sizes.length + 1)) / 2;
+    const std::string with_pairs =
+        percent == 100 ? name : fmt::format("{} ({:.1f}% of pairs)", name, 100 * pairs / all_pairs);
+    measure.differentiate(with_pairs, {products, read + 2 * queries, 2.5 * products, 2 * read + 4 * queries},
                           {rows_of(heads(), spans), heads(), heads()}, [&](const Tensors& x) {
                             return Tensors{operators::attention(x[0], x[1], x[2], spans, 1 / std::sqrt(dim))};
                           });
