@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
+#include <utility>
 
 namespace oryx::evaluation {
 
@@ -89,8 +90,8 @@ class Planner {
  public:
   Planner(const std::vector<Item>& items, const BatchOptions& options, bool shares)
       : items_(items), options_(options), shared_(items.size()) {
-    if (!shares) return;
-    for (size_t i = 0; i < items.size(); ++i) {
+    for (const Item& item : items) longest_.push_back(longest(item));
+    for (size_t i = 0; shares && i < items.size(); ++i) {
       if (items[i].size() > 1) shared_[i] = shared_prefix(items[i]);
     }
   }
@@ -101,8 +102,7 @@ class Planner {
     // The longest first: what does not fit in memory fails at once.
     std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
       if (shared_[a] != shared_[b]) return shared_[a] > shared_[b];
-      const int64_t longest_a = longest(items_[a]), longest_b = longest(items_[b]);
-      if (longest_a != longest_b) return longest_a > longest_b;
+      if (longest_[a] != longest_[b]) return longest_[a] > longest_[b];
       return precedes(items_[a], items_[b]);
     });
     // Those that share nothing are one batch: its passes are cut by length anyway.
@@ -111,7 +111,7 @@ class Planner {
     std::vector<int64_t> lengths;
     for (const size_t item : sharing) lengths.push_back(shared_[item]);
     // A batch of its own costs a pass, and leaves fewer sequences to choose from for the passes of the rest.
-    const std::vector<size_t> ends = cheapest_ends(lengths, 3 * options_.pass_cost, [&](int64_t length) {
+    const std::vector<size_t> ends = cheapest_ends(lengths, 8 * options_.pass_cost, [&](int64_t length) {
       return std::max<int64_t>(1, options_.batch_tokens / length);
     });
     std::vector<Batch> batches;
@@ -125,17 +125,22 @@ class Planner {
   Batch batch_of(std::vector<size_t> members) const {
     Batch batch;
     batch.items = std::move(members);
-    std::vector<Row> rows;
+    std::vector<std::pair<int64_t, Row>> rests;
     for (size_t i = 0; i < batch.items.size(); ++i) {
+      const Item& item = items_[batch.items[i]];
       batch.shared.push_back(shared_[batch.items[i]]);
-      for (size_t s = 0; s < items_[batch.items[i]].size(); ++s) rows.push_back({i, s});
+      for (size_t s = 0; s < item.size(); ++s) {
+        rests.push_back({read_tokens(item[s]) - batch.shared[i], {i, s}});
+      }
     }
-    const auto rest = [&](const Row& row) {
-      return read_tokens(items_[batch.items[row.item]][row.sequence]) - batch.shared[row.item];
-    };
-    std::stable_sort(rows.begin(), rows.end(), [&](const Row& a, const Row& b) { return rest(a) > rest(b); });
+    std::stable_sort(rests.begin(), rests.end(),
+                     [](const auto& a, const auto& b) { return a.first > b.first; });
     std::vector<int64_t> lengths;
-    for (const Row& row : rows) lengths.push_back(rest(row));
+    std::vector<Row> rows;
+    for (const auto& [length, row] : rests) {
+      lengths.push_back(length);
+      rows.push_back(row);
+    }
     const int64_t before = batch.shared.front();  // the most
     batch.passes = pieces(rows, cheapest_ends(lengths, options_.pass_cost, [&](int64_t length) {
                             return std::max<int64_t>(1, options_.batch_tokens / (before + length));
@@ -145,7 +150,7 @@ class Planner {
 
   const std::vector<Item>& items_;
   const BatchOptions& options_;
-  std::vector<int64_t> shared_;
+  std::vector<int64_t> shared_, longest_;  // of each item
 };
 
 int64_t cost(const std::vector<Batch>& batches, const std::vector<Item>& items, int64_t pass_cost) {
@@ -172,11 +177,17 @@ int64_t shared_prefix(const Item& item) {
 }
 
 std::vector<Batch> plan_batches(const std::vector<Item>& items, const BatchOptions& options) {
-  std::vector<Batch> whole = Planner(items, options, /*shares=*/false).plan();
-  if (!options.share_prefixes) return whole;
+  const auto whole = [&] { return Planner(items, options, /*shares=*/false).plan(); };
+  if (!options.share_prefixes) return whole();
   std::vector<Batch> shared = Planner(items, options, /*shares=*/true).plan();
-  const bool is_cheaper = cost(shared, items, options.pass_cost) < cost(whole, items, options.pass_cost);
-  return is_cheaper ? shared : whole;
+  const int64_t cost_shared = cost(shared, items, options.pass_cost);
+  int64_t least = options.pass_cost;  // that whole sequences may cost
+  for (const Item& item : items) {
+    for (const Sequence& sequence : item) least += read_tokens(sequence);
+  }
+  if (cost_shared <= least) return shared;
+  std::vector<Batch> separate = whole();
+  return cost_shared < cost(separate, items, options.pass_cost) ? shared : separate;
 }
 
 int64_t computed_tokens(const Batch& batch, const std::vector<Item>& items) {
