@@ -130,23 +130,32 @@ struct Call {
   // Blocks of ssd_walk that the device has room for: three fit into a multiprocessor.
   int64_t walk_blocks() const { return 3 * cuda::multiprocessors(value); }
 
-  // The states before every chunk from the state `first` on and, in one launch with them, what `reverse`
-  // finds after every chunk: from `last_gradient` to `first_gradient` (where that is defined).
+  // The states before every chunk from the state `first` on, and what `reverse` finds after every chunk: from
+  // `last_gradient` to `first_gradient` (where that is defined).
   void walk(cuda::SsdWalk forward, const at::Tensor& first, const at::Tensor& states, cuda::SsdWalk reverse,
             const at::Tensor& last_gradient, const at::Tensor& first_gradient,
             const at::Tensor& d_states) const {
     forward.gamma = reverse.gamma = decay.gamma;
-    const int64_t segments = std::max<int64_t>(1, walk_blocks() / (2 * streams() * (shape.value_dim / 64)));
-    const Cut before = cut(forward, forward, first, at::Tensor(), segments, 2),
-              after = cut(reverse, reverse, last_gradient, first_gradient, segments, 2);
+    // In one launch where that saves segments. It does not where one way alone fills the device, nor much
+    // where there are many segments either way.
+    const int64_t blocks = streams() * (shape.value_dim / 64), of_both = walk_blocks() / (2 * blocks);
+    const bool together = of_both == 1 || of_both == 2;
+    const int64_t walks = together ? 2 : 1, segments = std::max<int64_t>(1, walk_blocks() / (walks * blocks));
+    const Cut before = cut(forward, forward, first, at::Tensor(), segments, walks),
+              after = cut(reverse, reverse, last_gradient, first_gradient, segments, walks);
+    const auto launch = [&](const cuda::SsdWalk& a, const cuda::SsdWalk& b) {
+      if (together) return cuda::ssd_walk(&a, &b, stream);
+      cuda::ssd_walk(&a, nullptr, stream);
+      cuda::ssd_walk(nullptr, &b, stream);
+    };
     if (forward.segments > 1) {
-      cuda::ssd_walk(before.local, &after.local, stream);
+      launch(before.local, after.local);
       join(before, first);
       join(after, last_gradient);
     }
     forward.states = states.mutable_data_ptr();
     reverse.states = d_states.mutable_data_ptr();
-    cuda::ssd_walk(forward, &reverse, stream);
+    launch(forward, reverse);
   }
 
   cuda::SsdWalk forward_walk() const {
@@ -224,7 +233,7 @@ std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate
   const int64_t segments = std::max<int64_t>(1, cuda::multiprocessors(in.value) / (s.batch * s.output_heads));
   const auto cut = call.cut(forward, call.forward_walk(), call.initial_state, state, segments, 1);
   if (forward.segments > 1) {
-    cuda::ssd_walk(cut.local, nullptr, call.stream);
+    cuda::ssd_walk(&cut.local, nullptr, call.stream);
     call.join(cut, call.initial_state);
   }
   cuda::ssd_forward(forward, call.stream);

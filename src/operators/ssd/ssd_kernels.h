@@ -48,8 +48,8 @@ struct SsdWalk {
   const float* first_state;  // [stream, segment, key_dim, value_dim] or null: zero
   void* states;              // bf16 [stream, chunk, key_dim, value_dim] before each chunk, or null
 };
-// `reverse` (or null) has as many segments and pieces as `forward`.
-void ssd_walk(const SsdWalk& forward, const SsdWalk* reverse, void* stream);
+// Either may be null; else they have as many segments and pieces, and run side by side.
+void ssd_walk(const SsdWalk* forward, const SsdWalk* reverse, void* stream);
 
 // From the local states of the segments but the last to the states before every segment.
 struct SsdSegments {

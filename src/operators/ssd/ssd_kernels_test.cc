@@ -55,7 +55,8 @@ std::vector<MixerCase> cases() {
   all.push_back({2, 70, 4, 1, 2, 64, 64, 64});   // Hq > Hv > Hk
   all.push_back({1, 70, 1, 2, 4, 64, 64, 64});   // Hq < Hk < Hv
   all.push_back({1, 270, 2, 1, 1, 64, 64, 64});  // several segments of a state with two readers
-  all.push_back({1, 330, 3, 3, 3, 64, 64, 64});  // in the emulator two segments of two pieces
+  all.push_back(
+      {1, 330, 3, 3, 3, 64, 64, 64});  // in the emulator two segments of two pieces, walked both ways at once
   for (const Decay decay : {Decay::none, Decay::strong, Decay::mixed}) {
     all.push_back(
         {1, 200, 1, 1, 1, 64, 64, 64, decay, Step::random, Spans::all, true, decay == Decay::mixed});

@@ -225,13 +225,13 @@ __device__ inline void walk(const SsdWalk& p, int part) {
 
 struct SsdWalks {
   SsdWalk forward, reverse;
-  int parts;  // of each
+  int parts;  // of forward
 };
 
-template <int key_dim, bool both>
+template <int key_dim, bool has_forward, bool has_reverse>
 __global__ void __launch_bounds__(kWalkThreads, 3) walk_kernel(const SsdWalks p) {
   const int part = static_cast<int>(blockIdx.z);
-  if (!both || part < p.parts) {
+  if (has_forward && (!has_reverse || part < p.parts)) {
     walk<key_dim, false>(p.forward, part);
   } else {
     walk<key_dim, true>(p.reverse, part - p.parts);
@@ -277,18 +277,30 @@ void ssd_decay(const SsdDecayArguments& a, void* stream) {
   launch<decay_kernel>(grid, kDecayThreads, 0, stream, a);
 }
 
-void ssd_walk(const SsdWalk& forward, const SsdWalk* reverse, void* stream) {
-  const bool both = reverse != nullptr;
-  const int64_t parts =
-      forward.local_pieces > 0 ? (forward.segments - 1) * forward.local_pieces : forward.segments;
-  const dim3 grid(static_cast<unsigned>(forward.shape.batch * forward.shape.state_heads),
-                  static_cast<unsigned>(forward.shape.value_dim / kSlice),
-                  static_cast<unsigned>((both ? 2 : 1) * parts));
-  const SsdWalks walks{forward, both ? *reverse : SsdWalk{}, static_cast<int>(parts)};
-  with_dimensions(forward.shape, [&](auto key_dim, auto) {
-    const size_t bytes = kStages * WalkStage<key_dim>::bytes;
-    both ? launch<walk_kernel<key_dim, true>>(grid, kWalkThreads, bytes, stream, walks)
-         : launch<walk_kernel<key_dim, false>>(grid, kWalkThreads, bytes, stream, walks);
+void ssd_walk(const SsdWalk* forward, const SsdWalk* reverse, void* stream) {
+  const auto parts = [](const SsdWalk* walk) -> int64_t {
+    if (walk == nullptr) return 0;
+    return walk->local_pieces > 0 ? (walk->segments - 1) * walk->local_pieces : walk->segments;
+  };
+  const cpu::MixerShape& shape = forward != nullptr ? forward->shape : reverse->shape;
+  const dim3 grid(static_cast<unsigned>(shape.batch * shape.state_heads),
+                  static_cast<unsigned>(shape.value_dim / kSlice),
+                  static_cast<unsigned>(parts(forward) + parts(reverse)));
+  SsdWalks walks{};
+  if (forward != nullptr) walks.forward = *forward, walks.parts = static_cast<int>(parts(forward));
+  if (reverse != nullptr) walks.reverse = *reverse;
+  with_dimensions(shape, [&](auto key_dim, auto) {
+    const auto launch_of = [&]<bool has_forward, bool has_reverse>() {
+      launch<walk_kernel<key_dim, has_forward, has_reverse>>(
+          grid, kWalkThreads, kStages * WalkStage<key_dim>::bytes, stream, walks);
+    };
+    if (reverse == nullptr) {
+      launch_of.template operator()<true, false>();
+    } else if (forward == nullptr) {
+      launch_of.template operator()<false, true>();
+    } else {
+      launch_of.template operator()<true, true>();
+    }
   });
 }
 
