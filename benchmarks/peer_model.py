@@ -72,6 +72,35 @@ def wide(x):
     return x if x.dtype == torch.float64 else x.float()
 
 
+class ChunkedLoss(torch.autograd.Function):
+    """Mean cross-entropy of logits that exist for `rows` rows at a time; their gradients are made with them."""
+
+    @staticmethod
+    def forward(context, hidden, weight, targets, rows):
+        """hidden [N, W], weight [V, W], targets [N]; products are in the type of autocast where that is on."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        narrow, narrow_weight = hidden.to(dtype), weight.to(dtype)
+        d_hidden = torch.empty_like(narrow)
+        d_weight = torch.zeros_like(weight, dtype=torch.promote_types(dtype, torch.float32))
+        loss = d_weight.new_zeros(())
+        for inputs, d_inputs, answers in zip(*(x.split(rows) for x in (narrow, d_hidden, targets))):
+            scores = torch.log_softmax(inputs @ narrow_weight.T, -1, dtype=d_weight.dtype)
+            loss -= scores.gather(1, answers[:, None]).sum()
+            d_scores = scores.exp_().scatter_add_(1, answers[:, None], scores.new_full((len(answers), 1), -1)).to(dtype)
+            torch.mm(d_scores, narrow_weight, out=d_inputs)
+            d_weight += d_scores.T @ inputs
+        context.save_for_backward(d_hidden, d_weight)
+        context.types = hidden.dtype, weight.dtype
+        return loss / len(targets)
+
+    @staticmethod
+    def backward(context, d_loss):
+        d_hidden, d_weight = context.saved_tensors
+        scale = d_loss / len(d_hidden)
+        return (d_hidden * scale).to(context.types[0]), (d_weight * scale).to(context.types[1]), None, None
+
+
 def ssd_chunks(q, k, v, log_decay, step, state, need_output=True):
     """q, k, v [B, H, T, D], log_decay and step [B, H, T] -> ([B, H, T, D] or None, state [B, H, D, D])."""
     time = k.shape[2]
@@ -373,3 +402,9 @@ class PeerModel(nn.Module):
 
     def logits(self, hidden):
         return F.linear(hidden, self.embedding.weight)
+
+    def loss(self, hidden, targets, chunk_rows=None):
+        """Mean cross-entropy of targets [B, T], where chunk_rows says so without logits of all tokens at once."""
+        if chunk_rows:
+            return ChunkedLoss.apply(hidden.flatten(0, 1), self.embedding.weight, targets.flatten(), chunk_rows)
+        return F.cross_entropy(wide(self.logits(hidden)).flatten(0, 1), targets.flatten())

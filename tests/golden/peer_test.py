@@ -47,6 +47,19 @@ class Peer(unittest.TestCase):
             for (name, parameter), gradient in zip(weights.items(), gradients):
                 self.check(other.get_parameter(name).grad, gradient)
 
+    def test_loss_in_chunks_of_rows(self):
+        _, model = self.pair(None)
+        answers = []
+        for rows in (None, 64, 1000):  # in all 300
+            model.zero_grad()
+            hidden = model.hidden(self.tokens, True).detach().requires_grad_()
+            loss = model.loss(hidden, self.tokens.roll(-1, 1), rows)
+            (3 * loss).backward()
+            answers.append((loss.detach(), hidden.grad, model.embedding.weight.grad.clone()))
+        for other in answers[1:]:
+            for actual, expected in zip(other, answers[0]):
+                self.check(actual, expected)
+
     @torch.no_grad()
     def test_prefill_then_decode(self):
         """A mode for each piece, as inference uses them: prefill, another piece, then token by token."""
