@@ -134,15 +134,15 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
     Share after = share;
     after.next();
     if (after.has_work()) coming = p.blocks[after.index() / slice.heads];
-    const int first_key = block.begin + row0, steps = block.tiles * readers,
+    const int own_key = block.begin + row0 + lane / 4, steps = block.tiles * readers,
               past = block.first_tile + block.tiles;
     Accumulator<1, dim / 8> k_grad, v_grad;
     k_grad.clear();
     v_grad.clear();
 
-    // The step that is worked on and the next one, of which is read, each a step ahead: log-sum-exps and ⟨dO,
-    // O⟩ (all that the thread needs where registers suffice; else two places of each a lane, given to the
-    // others by shuffles), the first position and the number of the first image.
+    // The step that is worked on and the next one, of which is read ahead: log-sum-exps and ⟨dO, O⟩ (all that
+    // the thread needs where registers suffice; else two places of each a lane, given to the others by
+    // shuffles), the first of the thread's positions and the number of the first image.
     struct Step {
       int tile, reader;
     };
@@ -151,7 +151,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
         lane % 4 * (8 * quads) + (Blocks::runs_ahead ? 0 : lane / 16 * 8 + lane / 4 % 4);
     Step now{block.first_tile, 0}, next = now;
     int first_position = 0, image = 0;
-    float4 logsumexp[held], output_dot[held];
+    float4 logsumexp[held], output_dot[held], output_dot_ahead[held];
     const auto read = [&](float4(&of_thread)[held], int which) {
       const int head = key_head * readers + next.reader;
       const float* const from =
@@ -163,13 +163,13 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
         of_thread[0] = {from[0], from[16], 0.0f, 0.0f};
       }
     };
-    const auto read_logsumexp = [&] {
+    // All at once and early in the step before: loads that are under way at the same time may be waited for
+    // together.
+    const auto read_next = [&] {
       if (next.tile == past) return;
       read(logsumexp, 0);
-      first_position = p.tiles[next.tile].first;
-    };
-    const auto read_output_dot = [&] {
-      if (next.tile < past) read(output_dot, 1);
+      read(Blocks::runs_ahead ? output_dot_ahead : output_dot, 1);
+      first_position = p.tile_positions[next.tile * kTileRows + lane % 4 * (4 * quads)];
     };
     const auto read_image = [&] {
       if (keeps && next.tile < past) image = p.tile_images[next.tile];
@@ -182,9 +182,16 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
                     __shfl_sync(0xffffffffu, value, source + 8),
                     __shfl_sync(0xffffffffu, value, source + 12)};
     };
-    read_logsumexp();
-    read_output_dot();
+    const auto to_next = [&] {
+      now = next;
+      if constexpr (Blocks::runs_ahead) {
+#pragma unroll
+        for (int i = 0; i < held; ++i) output_dot[i] = output_dot_ahead[i];
+      }
+    };
+    read_next();
     read_image();
+    to_next();
 
     shared.gates.keys_full[keys_at.stage].wait(keys_at.parity);
     // Transposed: rows are keys, columns are query rows.
@@ -200,7 +207,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       warpgroup_commit();
     };
     const auto weigh = [&] {
-      const bool is_masked = first_position < first_key + 15;
+      const bool is_masked = first_position < own_key + 8;  // the last of the thread's keys
       warpgroup_wait<1>();
       settle(s);
 #pragma unroll
@@ -220,13 +227,13 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
           const int4 four = positions[i];
 #pragma unroll
           for (int e = 0; e < 8; ++e) {
-            const int key = first_key + lane / 4 + 8 * (e / 2 % 2);
+            const int key = own_key + 8 * (e / 2 % 2);
             if (key > element(four, e / 4 * 2 + e % 2)) s.value[0][2 * i + e / 4][e % 4] = 0.0f;
           }
         }
       }
       next = now.reader + 1 < readers ? Step{now.tile, now.reader + 1} : Step{now.tile + 1, 0};
-      read_logsumexp();
+      if constexpr (Blocks::runs_ahead) read_next();
     };
     const auto finish_step = [&]<bool begins_next>(std::bool_constant<begins_next>) {
       uint32_t weights[kTileRows / 16][4], score_grads[kTileRows / 16][4];
@@ -256,7 +263,6 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
         next_at.next();
         begin_step(next_at);
       }
-      read_output_dot();
       if constexpr (keeps) {
         uint4* const images =
             image_at(slice, key_head * readers + now.reader, image + block.begin / kBlockKeys) + lane;
@@ -267,8 +273,9 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
                                                               transpose_matrix(a[1]), transpose_matrix(a[3])};
         }
       }
+      if constexpr (!Blocks::runs_ahead) read_next();
       read_image();
-      now = next;
+      to_next();
       warpgroup_wait<begins_next ? 2 : 0>();
       settle(v_grad);
       settle(k_grad);
