@@ -228,11 +228,13 @@ def measure_decode(torch, model, case):
 
 
 def print_table(results):
-    print(f"{'what':<8} {'recipe':<18} {'mode/loss':<10} {'dtype':<9} {'setting':<8} {'tok/s':>9} {'median':>9} {'peak GiB':>9}")
+    print(f"{'what':<8} {'recipe':<18} {'mode/loss':<10} {'dtype':<9} {'setting':<8} {'tok/s':>9} {'median':>9} "
+          f"{'peak GiB':>9}")
     for r in results:
-        print(f"{r['what']:<8} {pathlib.Path(r['recipe']).stem:<18} {r.get('mode', r.get('loss', '')):<10} "
-              f"{r['dtype']:<9} {r['setting']:<8} {r['tokens_per_second']:>9,.1f} "
-              f"{r['median_tokens_per_second']:>9,.1f} {r['peak_memory_bytes'] / 2**30:>9.2f} {r.get('note', '')}".rstrip())
+        line = (f"{r['what']:<8} {pathlib.Path(r['recipe']).stem:<18} {r.get('mode', r.get('loss', '')):<10} "
+                f"{r['dtype']:<9} {r['setting']:<8} {r['tokens_per_second']:>9,.1f} "
+                f"{r['median_tokens_per_second']:>9,.1f} {r['peak_memory_bytes'] / 2**30:>9.2f} {r.get('note', '')}")
+        print(line.rstrip())
 
 
 def main():
