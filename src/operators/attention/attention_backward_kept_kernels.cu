@@ -400,7 +400,6 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
   const int readers = p.in.query_heads / p.in.key_heads, heads = slice.heads * readers,
             lane = static_cast<int>(threadIdx.x) % 32, place = warpgroup(), row0 = warp_of_group() * 16;
   constexpr int depth = kBlockKeys / 16;
-  constexpr int kFetches = 3;  // images under way or in use
   RingPlace<Groups::stages> keys_at;
   const auto read = [&](int index, int& last, TileGroup::Tile& tile) {
     const TileGroup& group = p.groups[index / heads];
@@ -420,7 +419,7 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
     const int own_blocks = (tile.last + kBlockKeys) / kBlockKeys;
     Accumulator<1, dim / 8> q_grad;
     q_grad.clear();
-    uint32_t score_grads[kFetches][depth][4];
+    uint32_t score_grads[2][depth][4];
     const auto fetch = [&](uint32_t(&a)[depth][4], int n) {
       if (n >= own_blocks) return;
 #pragma unroll
@@ -429,7 +428,9 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
         a[k][0] = four.x, a[k][1] = four.y, a[k][2] = four.z, a[k][3] = four.w;
       }
     };
-    const auto add = [&](const uint32_t(&a)[depth][4], int n) {
+    // The next images are asked for once the product is under way, not before: warpgroup_fence() waits for
+    // every load into registers.
+    const auto add = [&](const uint32_t(&a)[depth][4], uint32_t(&next)[depth][4], int n) {
       if (n >= blocks) return;
       shared.gates.full[keys_at.stage].wait(keys_at.parity);
       if (n < own_blocks) {
@@ -437,20 +438,17 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
         warpgroup_fence();
         multiply_columns(q_grad, a, shared.keys(keys_at.stage));
         warpgroup_commit();
+        fetch(next, n + 1);
         warpgroup_wait<0>();
         settle(q_grad);
       }
       if (lane == 0) shared.gates.empty[keys_at.stage].arrive();
       keys_at.next();
     };
-#pragma unroll
-    for (int i = 0; i + 1 < kFetches; ++i) fetch(score_grads[i], i);
-    for (int n = 0; n < blocks; n += kFetches) {
-#pragma unroll
-      for (int i = 0; i < kFetches; ++i) {
-        fetch(score_grads[(i + kFetches - 1) % kFetches], n + i + kFetches - 1);
-        add(score_grads[i], n + i);
-      }
+    fetch(score_grads[0], 0);
+    for (int n = 0; n < blocks; n += 2) {
+      add(score_grads[0], score_grads[1], n);
+      add(score_grads[1], score_grads[0], n + 1);
     }
     q_grad.for_pairs([&](int, int, float& a, float& b) { a *= p.in.scale, b *= p.in.scale; });
     store_rows(q_grad, shared.results(place), row0, [&](int row) -> bf16* {
@@ -520,7 +518,7 @@ __global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1) attention_kept_ker
 }
 
 // What dQ of a tile and a block of keys takes of a multiprocessor's time, beside dK, dV and dS of the same.
-constexpr double kQueryCost = 0.22;
+constexpr double kQueryCost = 0.2;
 
 // Every multiprocessor takes a block, or as many blocks as there are pieces of work.
 template <int dim>
