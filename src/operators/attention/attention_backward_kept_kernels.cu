@@ -468,7 +468,7 @@ __device__ void open(const TileGroups<dim>& shared) {
 // ---- both
 
 // The first key_blocks of the grid make dK, dV and dS of some heads, the others dQ of other heads.
-struct KeptStep {
+struct HeadSlices {
   HeadSlice keys, queries;
   int key_blocks;
 };
@@ -477,7 +477,7 @@ template <int dim>
 constexpr size_t kept_bytes = std::max(KeyBlocks<dim>::bytes, TileGroups<dim>::bytes);
 
 template <int dim>
-__global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1) attention_kept_kernel(const KeptStep step) {
+__global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1) attention_kept_kernel(const HeadSlices step) {
   static_assert(int{KeyBlocks<dim>::threads} == TileGroups<dim>::threads);
   const KeyBlocks<dim> by_keys;
   const TileGroups<dim> by_rows;
@@ -534,7 +534,7 @@ void run_kept(const AttentionBackward& p, void* stream) {
       query_blocks = std::clamp(query_blocks, 1, all - 1);
       key_blocks = all - query_blocks;
     }
-    KeptStep step{keys, queries, static_cast<int>(std::min<int64_t>(key_blocks, key_work))};
+    HeadSlices step{keys, queries, static_cast<int>(std::min<int64_t>(key_blocks, key_work))};
     const int64_t blocks = step.key_blocks + std::min<int64_t>(query_blocks, query_work);
     launch<attention_kept_kernel<dim>>(dim3(static_cast<unsigned>(blocks)), KeyBlocks<dim>::threads,
                                        kept_bytes<dim>, stream, step);
