@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
+#include <tuple>
 
 #include "operators/gated_linear/gated_linear.h"
 #include "operators/gated_norm/gated_norm.h"
@@ -95,14 +97,13 @@ Block::Block(const ModelConfig& config, int64_t layer, const Weights& weights) :
   key_conv_ = {find("key_conv.weight"), find("key_conv.bias")};
   value_conv_ = {find("value_conv.weight"), find("value_conv.bias")};
   query_conv_ = {find("query_conv.weight"), find("query_conv.bias")};
-  rotates_keys_ = false;
   for (const std::string& name : config.layer_mixers(layer)) {
     const MixerType& type = mixer_type(name);
     const std::string own = prefix + name + ".";
     parts_.push_back({type.make(config, own, weights), type.mode,
                       config.shared_query ? shared_query_ : weights.at(own + "query.weight"),
+                      config.rope == "all" || (config.rope == "attention" && name == "attention"),
                       find(name + ".norm.weight")});
-    rotates_keys_ |= config.rope == "all" || (config.rope == "attention" && name == "attention");
   }
 }
 
@@ -111,14 +112,18 @@ const Selection& Block::selection(const Part& part, const Routing& routing) cons
   return part.mode == schedule::Mode::attention ? routing.attention : routing.linear;
 }
 
-at::Tensor Block::convolve(const at::Tensor& x, const Convolution& convolution, const Routing& routing,
-                           at::Tensor* tail) const {
-  if (!convolution.weight.defined()) return config_.conv_activation == "silu" ? at::silu(x) : x;
+Block::Handles Block::convolve(const at::Tensor& x, const Convolution& convolution, const Routing& routing,
+                               at::Tensor* tail) const {
+  if (!convolution.weight.defined()) {
+    const at::Tensor y = config_.conv_activation == "silu" ? at::silu(x) : x;
+    return {y, y};
+  }
   std::optional<at::Tensor> before;
   if (tail != nullptr) before = *tail;
-  auto [y, after] = operators::short_conv(x.view({routing.batch, routing.time, -1}), convolution.weight,
-                                          optional(convolution.bias), before, config_.conv_activation);
-  if (tail == nullptr || !routing.keeps_state) return y;
+  auto [y, again, after] =
+      operators::short_conv_for_two(x.view({routing.batch, routing.time, -1}), convolution.weight,
+                                    optional(convolution.bias), before, config_.conv_activation);
+  if (tail == nullptr || !routing.keeps_state) return {y, again};
   if (routing.tail_rows) {
     after = at::cat({*before, x.view({routing.batch, routing.time, -1})}, 1)
                 .flatten(0, 1)
@@ -126,7 +131,7 @@ at::Tensor Block::convolve(const at::Tensor& x, const Convolution& convolution, 
                 .view(before->sizes());
   }
   *tail = after;
-  return y;
+  return {y, again};
 }
 
 at::Tensor Block::gated_norm(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& norm) const {
@@ -159,30 +164,37 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
   const std::vector<at::Tensor> projected = operators::projections(x, weights, selected);
   size_t next = 0;
 
-  SharedInput shared;
-  shared.routing = &routing;
-  shared.cosine = routing.everything.cosine;
-  shared.sine = routing.everything.sine;
-  shared.key = convolve(projected[next++], key_conv_, routing, state ? &state->key_tail : nullptr)
-                   .view({routing.batch, routing.time, config_.kv_heads, config_.head_dim});
-  shared.value = convolve(projected[next++], value_conv_, routing, state ? &state->value_tail : nullptr)
-                     .view({routing.batch, routing.time, config_.value_heads, config_.value_dim});
+  const Handles keys = convolve(projected[next++], key_conv_, routing, state ? &state->key_tail : nullptr);
+  const Handles values =
+      convolve(projected[next++], value_conv_, routing, state ? &state->value_tail : nullptr);
   const at::Tensor gate = gate_.defined() ? projected[next++] : at::Tensor();
-  if (rotates_keys_) shared.rotated_key = operators::rotary(shared.key, shared.cosine, shared.sine);
+  std::array<SharedInput, 2> shared;  // the two mixers' own handles
+  for (size_t i = 0; i < shared.size(); ++i) {
+    shared[i].routing = &routing;
+    shared[i].cosine = routing.everything.cosine;
+    shared[i].sine = routing.everything.sine;
+    shared[i].key = keys[i].view({routing.batch, routing.time, config_.kv_heads, config_.head_dim});
+    shared[i].value = values[i].view({routing.batch, routing.time, config_.value_heads, config_.value_dim});
+  }
+  if (std::any_of(active.begin(), active.end(), [](const Part* part) { return part->reads_rotated_key; })) {
+    std::tie(shared[0].rotated_key, shared[1].rotated_key) =
+        operators::rotary_for_two(shared[0].key, shared[0].cosine, shared[0].sine);
+  }
 
   std::vector<at::Tensor> outputs, output_rows;
   for (const Part* part : active) {
     const Selection& own = selection(*part, routing);
     at::Tensor query = projected[next++];
     if (query_conv_.weight.defined()) {
-      query = convolve(query, query_conv_, routing, state ? &state->query_tail : nullptr)
-                  .view({rows, config_.heads * config_.head_dim});
+      query = convolve(query, query_conv_, routing, state ? &state->query_tail : nullptr)[0].view(
+          {rows, config_.heads * config_.head_dim});
     }
     const size_t extra = part->mixer->projections().size();
     const std::vector<at::Tensor> own_projected(projected.begin() + next, projected.begin() + next + extra);
     next += extra;
-    at::Tensor output = part->mixer->forward(query.view({own.count, config_.heads, config_.head_dim}), shared,
-                                             own_projected, own, state);
+    const SharedInput& own_shared = shared[part->mode == schedule::Mode::attention ? 0 : 1];
+    at::Tensor output = part->mixer->forward(query.view({own.count, config_.heads, config_.head_dim}),
+                                             own_shared, own_projected, own, state);
     if (own.count == 0) continue;
     output = output.reshape({own.count, config_.inner_width()});
     if (config_.hybrid == "intra_layer") output = gated_norm(output, gate, part->output_norm);

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,21 +31,25 @@ class Block {
   struct Part {
     std::unique_ptr<Mixer> mixer;
     schedule::Mode mode;
-    at::Tensor query;        // its projection
+    at::Tensor query;  // its projection
+    bool reads_rotated_key;
     at::Tensor output_norm;  // intra_layer hybrids only: the norm of this mixer's output
   };
   struct Convolution {
     at::Tensor weight, bias;  // undefined where the config has none
   };
 
+  // One tensor, for attention and for the linear mixer: what flows back from each is added where it was made,
+  // in no pass of its own.
+  using Handles = std::array<at::Tensor, 2>;
+
   const Selection& selection(const Part& part, const Routing& routing) const;
   // x [rows, channels] through the convolution (when there is one) and its activation, continuing `tail`.
-  at::Tensor convolve(const at::Tensor& x, const Convolution& convolution, const Routing& routing,
-                      at::Tensor* tail) const;
+  Handles convolve(const at::Tensor& x, const Convolution& convolution, const Routing& routing,
+                   at::Tensor* tail) const;
   at::Tensor gated_norm(const at::Tensor& x, const at::Tensor& gate, const at::Tensor& norm) const;
 
   ModelConfig config_;
-  bool rotates_keys_;  // some mixer of this block reads rotated keys
   std::vector<Part> parts_;
   at::Tensor key_, value_, gate_, output_, norm_, shared_query_;
   Convolution key_conv_, value_conv_, query_conv_;

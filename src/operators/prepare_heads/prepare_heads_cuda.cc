@@ -36,17 +36,19 @@ HeadTensors describe(const at::Tensor& like, const at::Tensor& x, const HeadCall
 }
 
 bool is_aligned(const HeadTensors& t) {
-  return device::is_aligned(t.element, {t.x, t.y, t.dy, t.dx, t.cosine, t.sine},
+  return device::is_aligned(t.element, {t.x, t.again, t.y, t.dy, t.dx, t.cosine, t.sine},
                             {t.batch_stride, t.time_stride, t.head_stride, t.dim});
 }
 
 }  // namespace
 
-at::Tensor prepare_heads_forward(const at::Tensor& x, const HeadCall& call, const at::Tensor& scale) {
+at::Tensor prepare_heads_forward(const at::Tensor& x, const HeadCall& call, const at::Tensor& scale,
+                                 const at::Tensor& again) {
   const c10::DeviceGuard guard(x.device());
   at::Tensor y = at::empty(x.sizes(), x.options());
   if (y.numel() == 0) return y;
   HeadTensors t = describe(x, x, call, scale);
+  if (again.defined()) t.again = again.const_data_ptr();
   t.y = y.mutable_data_ptr();
   t.aligned = is_aligned(t);
   prepare_heads_forward(t, stream(x));

@@ -14,8 +14,10 @@ struct HeadCall {
 };
 
 // y of x [batch, time, heads, D] with contiguous last dimension; writes the factors of the norm to `scale`
-// [batch, time, heads] where it is defined.
-at::Tensor prepare_heads_forward(const at::Tensor& x, const HeadCall& call, const at::Tensor& scale);
+// [batch, time, heads] where it is defined. A call that only rotates may have a second x to add to the first:
+// `again`, of its shape and strides, or undefined.
+at::Tensor prepare_heads_forward(const at::Tensor& x, const HeadCall& call, const at::Tensor& scale,
+                                 const at::Tensor& again = {});
 // dx from dy, contiguous. `x` as in HeadTensors: y where the call only normalises.
 at::Tensor prepare_heads_backward(const at::Tensor& x, const HeadCall& call, const at::Tensor& scale,
                                   const at::Tensor& dy);

@@ -49,11 +49,12 @@ __global__ void __launch_bounds__(kThreads) prepare_heads_kernel(const HeadTenso
   using A = Wide<T>;
   constexpr int n = lanes_of<T>;
   constexpr bool reads_x = !backward || with_silu || with_l2;
+  constexpr bool may_add = !backward && with_rotation && !with_silu && !with_l2;
   const int half = static_cast<int>(p.dim / 2), lanes = half / n, teams = kThreads / lanes;
   const int lane = static_cast<int>(threadIdx.x) % lanes, column = lane * n;
   const unsigned total = static_cast<unsigned>(vectors_of(p));
   const unsigned first = blockIdx.x * static_cast<unsigned>(teams * kAhead) + threadIdx.x / lanes;
-  Raw<T, n> x[kAhead][2], dy[kAhead][2];
+  Raw<T, n> x[kAhead][2], dy[kAhead][2], again[kAhead][2];
   HeadPlace place[kAhead] = {{p, first < total ? first : 0}, {p, first + teams < total ? first + teams : 0}};
 #pragma unroll
   for (int k = 0; k < kAhead; ++k) {
@@ -62,6 +63,11 @@ __global__ void __launch_bounds__(kThreads) prepare_heads_kernel(const HeadTenso
     for (int j = 0; j < 2; ++j) {
       if constexpr (reads_x)
         x[k][j] = load_raw<n>(static_cast<const T*>(p.x) + place[k].x + j * half + column);
+      if constexpr (may_add) {
+        again[k][j] = p.again == nullptr
+                          ? Raw<T, n>{}
+                          : load_raw<n>(static_cast<const T*>(p.again) + place[k].x + j * half + column);
+      }
       if constexpr (backward) {
         dy[k][j] = load_raw<n>(static_cast<const T*>(p.dy) + (first + k * teams) * p.dim + j * half + column);
       }
@@ -80,6 +86,11 @@ __global__ void __launch_bounds__(kThreads) prepare_heads_kernel(const HeadTenso
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         u[j] = valid ? widen<T, n>(x[k][j]) : Vector<T, n>{};
+        if constexpr (may_add) {
+          const Vector<T, n> second = widen<T, n>(again[k][j]);
+#pragma unroll
+          for (int i = 0; i < n; ++i) u[j][i] += valid ? second[i] : A(0);
+        }
         if constexpr (with_silu) {
 #pragma unroll
           for (int i = 0; i < n; ++i) u[j][i] = silu<T>(u[j][i]);
@@ -150,7 +161,8 @@ __global__ void __launch_bounds__(kThreads) prepare_heads_general_kernel(const H
     return load<1>(static_cast<const T*>(base) + offset)[0];
   };
   const auto activated = [&](int64_t i) {
-    const A x = at(p.x, place.x + i);
+    A x = at(p.x, place.x + i);
+    if (!backward && p.again != nullptr) x += at(p.again, place.x + i);
     return p.silu ? silu<T>(x) : x;
   };
   // Element i of the vector `value` turned by the angle, or by minus the angle.

@@ -17,6 +17,7 @@ struct HeadTensors {
   int64_t batch, time, heads, dim;
   // Backward: absent where it only rotates; where it only normalises, y stands here.
   const void* x;
+  const void* again;  // forward that only rotates: rotated is x + again, of the same strides; or null
   int64_t batch_stride, time_stride, head_stride;
   double eps;
   const void *cosine, *sine;  // [table_rows, dim / 2], accumulate type

@@ -90,7 +90,7 @@ TEST(PrepareHeadsKernels, MatchReference) {
   }
 }
 
-// The operators of one step each, with a strided gradient for the rotation.
+// The operators of one step each, with a strided gradient for the rotation, and one of two readers.
 TEST(PrepareHeadsKernels, ServeL2NormAndRotary) {
   at::manual_seed(2);
   for (const Case& c : cases) {
@@ -99,7 +99,8 @@ TEST(PrepareHeadsKernels, ServeL2NormAndRotary) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
       const auto wide = dtype == at::kDouble ? at::kDouble : at::kFloat;
-      const at::Tensor x = make_heads(c, options), dy = make_heads(c, options).detach();
+      const at::Tensor x = make_heads(c, options), dy = make_heads(c, options).detach(),
+                       dy_again = at::randn(x.sizes(), options);
       const at::Tensor truth = leaf(x.to(at::kDouble)), wide_dy = dy.to(at::kDouble);
       const auto [cosine, sine] =
           rotary_tables(at::arange(c.time, options.dtype(at::kLong)), c.dim, 10000, wide);
@@ -109,13 +110,21 @@ TEST(PrepareHeadsKernels, ServeL2NormAndRotary) {
         results.push_back(testing::gradients({turned}, {x}, {dy})[0]);
         results.push_back(normed.detach());
         results.push_back(turned.detach());
+        const auto [first, second] = rotary_for_two(x, cosine, sine);
+        results.push_back(testing::gradients({first, second}, {x}, {dy, dy_again})[0]);
+        results.push_back(second.detach());
         return results;
       });
       const at::Tensor normed = l2_norm_reference(truth, 1e-3),
                        turned = rotary_reference(truth, cosine.to(at::kDouble), sine.to(at::kDouble));
-      const Tensors want = {testing::gradients({normed}, {truth}, {wide_dy})[0],
-                            testing::gradients({turned}, {truth}, {wide_dy})[0], normed.detach(),
-                            turned.detach()};
+      const Tensors want = {
+          testing::gradients({normed}, {truth}, {wide_dy})[0],
+          testing::gradients({turned}, {truth}, {wide_dy})[0],
+          normed.detach(),
+          turned.detach(),
+          testing::gradients({rotary_reference(truth, cosine.to(at::kDouble), sine.to(at::kDouble))}, {truth},
+                             {wide_dy + dy_again.to(at::kDouble)})[0],
+          turned.detach()};
       EXPECT_LE(l2_gradient_error(got[0], want[0], truth, wide_dy, 1e-3), tolerance(dtype))
           << name(c, 0, dtype);
       for (size_t i = 1; i < got.size(); ++i)

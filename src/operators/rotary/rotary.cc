@@ -17,10 +17,12 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// x [batch, time, heads, dim]; the rows of [rows, heads, dim] are one batch.
-at::Tensor kernel(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine, bool backwards) {
+// x [batch, time, heads, dim]; the rows of [rows, heads, dim] are one batch. `again`: added to x, on a GPU.
+at::Tensor kernel(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine, bool backwards,
+                  const at::Tensor& again = {}) {
   if (cuda::serves(x))
-    return cuda::prepare_heads_forward(x, {.cosine = cosine, .sine = sine, .backwards = backwards}, {});
+    return cuda::prepare_heads_forward(x, {.cosine = cosine, .sine = sine, .backwards = backwards}, {},
+                                       again);
   at::Tensor y = at::empty(x.sizes(), x.options());
   cpu::rotate({.dtype = x.scalar_type(),
                .batch = x.size(0),
@@ -41,15 +43,25 @@ at::Tensor kernel(const at::Tensor& x, const at::Tensor& cosine, const at::Tenso
 
 class Rotary : public torch::autograd::Function<Rotary> {
  public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cosine,
-                            const at::Tensor& sine) {
+  static variable_list forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& cosine,
+                               const at::Tensor& sine, bool for_two) {
     context->save_for_backward({cosine, sine});
-    return kernel(x, cosine, sine, /*backwards=*/false);
+    context->set_materialize_grads(false);
+    const at::Tensor y = kernel(x, cosine, sine, /*backwards=*/false);
+    return for_two ? variable_list{y, y.variable_data()} : variable_list{y};
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    return {kernel(contiguous_rows(grads[0]), saved[0], saved[1], /*backwards=*/true), {}, {}};
+    at::Tensor dy = grads[0], dy_again = grads.size() > 1 ? grads[1] : at::Tensor();
+    if (!dy.defined()) std::swap(dy, dy_again);
+    if (dy_again.defined() && !cuda::serves(dy)) dy = dy + std::exchange(dy_again, {});
+    if (dy_again.defined()) {
+      dy = dy.contiguous(), dy_again = dy_again.contiguous();
+    } else {
+      dy = contiguous_rows(dy);
+    }
+    return {kernel(dy, saved[0], saved[1], /*backwards=*/true, dy_again), {}, {}, {}};
   }
 };
 }  // namespace
@@ -66,7 +78,10 @@ std::tuple<at::Tensor, at::Tensor> rotary_tables(const at::Tensor& positions, in
   return {angle.cos().to(dtype), angle.sin().to(dtype)};
 }
 
-at::Tensor rotary(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine) {
+namespace {
+
+// y and, for two readers where gradients are wanted, y again.
+variable_list rotated(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine, bool for_two) {
   expect(x.dim() == 3 || x.dim() == 4,
          "[rotary] expected x [rows, heads, D] or [batch, time, heads, D], got {} dimensions", x.dim());
   expect_activations("rotary", "x", x);
@@ -78,16 +93,30 @@ at::Tensor rotary(const at::Tensor& x, const at::Tensor& cosine, const at::Tenso
   expect(cosine.scalar_type() == accumulate && sine.scalar_type() == accumulate,
          "[rotary] expected tables of {} for x of {}, got {} and {}", at::toString(accumulate),
          at::toString(x.scalar_type()), at::toString(cosine.scalar_type()), at::toString(sine.scalar_type()));
-  if (rows == 0) return x.clone(at::MemoryFormat::Contiguous);
+  if (rows == 0) return {x.clone(at::MemoryFormat::Contiguous)};
   expect(cosine.size(0) > 0 && rows % cosine.size(0) == 0,
          "[rotary] expected a number of table rows that divides the {} rows of x, got {}", rows,
          cosine.size(0));
-  if (!x.is_cpu() && !cuda::serves(x)) return rotary_reference(x, cosine, sine);
+  if (!x.is_cpu() && !cuda::serves(x)) return {rotary_reference(x, cosine, sine)};
 
   const at::Tensor given = contiguous_rows(x.dim() == 3 ? x.unsqueeze(0) : x);
   const at::Tensor c = cosine.contiguous(), s = sine.contiguous();
-  const at::Tensor y = needs_gradient({given}) ? Rotary::apply(given, c, s) : kernel(given, c, s, false);
-  return y.view(x.sizes());
+  variable_list out = needs_gradient({given}) ? Rotary::apply(given, c, s, for_two)
+                                              : variable_list{kernel(given, c, s, false)};
+  for (at::Tensor& y : out) y = y.view(x.sizes());
+  return out;
+}
+
+}  // namespace
+
+at::Tensor rotary(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine) {
+  return rotated(x, cosine, sine, /*for_two=*/false)[0];
+}
+
+std::tuple<at::Tensor, at::Tensor> rotary_for_two(const at::Tensor& x, const at::Tensor& cosine,
+                                                  const at::Tensor& sine) {
+  const variable_list out = rotated(x, cosine, sine, /*for_two=*/true);
+  return {out.front(), out.back()};
 }
 
 TORCH_LIBRARY_FRAGMENT(oryx, m) {

@@ -27,6 +27,11 @@ std::tuple<at::Tensor, at::Tensor> rotary_tables(const at::Tensor& positions, in
 // rotated back); the tables are constants. Throws Error on other shapes or dtypes.
 at::Tensor rotary(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine);
 
+// rotary() for two readers of y, which comes twice, as two handles of one tensor. What flows back through
+// both is added by the backward pass itself: on a GPU as it reads, rounded nowhere in between.
+std::tuple<at::Tensor, at::Tensor> rotary_for_two(const at::Tensor& x, const at::Tensor& cosine,
+                                                  const at::Tensor& sine);
+
 // The same in composed ATen operations: the definition, for any device and dtype.
 at::Tensor rotary_reference(const at::Tensor& x, const at::Tensor& cosine, const at::Tensor& sine);
 

@@ -94,6 +94,22 @@ TEST(Rotary, GradientsMatchFiniteDifferences) {
             1e-6);
 }
 
+TEST(Rotary, TwoReadersFlowBackTogether) {
+  at::manual_seed(4);
+  const auto [cosine, sine] = rotary_tables(at::arange(7, at::kLong), 10, 10000, at::kDouble);
+  const Tensors x = leaves({random_normal({2, 7, 3, 10})}, at::kDouble);
+  const at::Tensor dy = random_normal(x[0].sizes()), dy_again = random_normal(x[0].sizes());
+  const auto gradient = [&, c = cosine, s = sine](const Tensors& cotangents) {
+    const auto [first, second] = rotary_for_two(x[0], c, s);
+    EXPECT_TRUE(at::equal(first, second));
+    if (cotangents.size() == 1) return gradients({second}, x, cotangents)[0];
+    return gradients({first, second}, x, cotangents)[0];
+  };
+  const at::Tensor y = rotary(x[0], cosine, sine);
+  EXPECT_TRUE(at::equal(gradient({dy, dy_again}), gradients({y}, x, {dy + dy_again})[0]));
+  EXPECT_TRUE(at::equal(gradient({dy}), gradients({rotary(x[0], cosine, sine)}, x, {dy})[0]));
+}
+
 TEST(Rotary, RejectsWhatItCannotRead) {
   const auto [cosine, sine] = rotary_tables(at::arange(4, at::kLong), 8, 10000, at::kFloat);
   EXPECT_THROW(rotary(at::ones({4, 8}), cosine, sine), Error);

@@ -47,11 +47,13 @@ variable_list forward_kernel(const at::Tensor& x, const at::Tensor& weight, cons
 class ShortConv : public torch::autograd::Function<ShortConv> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
-                               const Optional& bias, const Optional& tail, bool silu) {
+                               const Optional& bias, const Optional& tail, bool silu, bool for_two) {
     context->save_for_backward({x, weight, bias.value_or(at::Tensor()), tail.value_or(at::Tensor())});
     context->saved_data["silu"] = silu;
     context->set_materialize_grads(false);
-    return forward_kernel(x, weight, bias, tail, silu);
+    variable_list out = forward_kernel(x, weight, bias, tail, silu);
+    if (for_two) out.push_back(out[0].variable_data());
+    return out;
   }
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
@@ -62,7 +64,11 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
     const int64_t batch = x.size(0), time = x.size(1), channels = x.size(2), width = weight.size(1);
     const int64_t blocks = batch * ((time + short_conv_block - 1) / short_conv_block);
 
-    const at::Tensor dy = grads[0].defined() ? grads[0].contiguous() : at::zeros(x.sizes(), x.options());
+    at::Tensor dy = grads[0], dy_again = grads.size() > 2 ? grads[2] : at::Tensor();
+    if (!dy.defined()) std::swap(dy, dy_again);
+    if (dy_again.defined() && !cuda::serves(x)) dy = dy + std::exchange(dy_again, {});
+    dy = dy.defined() ? dy.contiguous() : at::zeros(x.sizes(), x.options());
+    if (dy_again.defined()) dy_again = dy_again.contiguous();
     const at::Tensor dnew_tail = grads[1].defined() ? grads[1].contiguous() : at::Tensor();
     at::Tensor dx = at::empty(x.sizes(), x.options()),
                sums = at::empty({width + 1, channels}, weight.options());
@@ -75,6 +81,7 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
       at::Tensor partials = at::empty({blocks, width + 1, channels}, weight.options());
       const ShortConvBackward arguments{describe(x, weight, bias, tail, context->saved_data["silu"].toBool()),
                                         dy.const_data_ptr(),
+                                        dy_again.defined() ? dy_again.const_data_ptr() : nullptr,
                                         dnew_tail.defined() ? dnew_tail.const_data_ptr() : nullptr,
                                         dx.mutable_data_ptr(),
                                         tail ? dtail.mutable_data_ptr() : nullptr,
@@ -88,14 +95,13 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
     const at::Tensor flat = sums.view({-1});
     const at::Tensor dweight = by_channel ? flat.narrow(0, 0, channels * width).view({channels, width})
                                           : sums.narrow(0, 0, width).t().contiguous();
-    return {dx, dweight, bias ? flat.narrow(0, channels * width, channels) : at::Tensor(), dtail, {}};
+    return {dx, dweight, bias ? flat.narrow(0, channels * width, channels) : at::Tensor(), dtail, {}, {}};
   }
 };
-}  // namespace
 
-std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Tensor& weight,
-                                              const Optional& bias, const Optional& tail,
-                                              std::string_view activation) {
+// y, the new tail and, for two readers where gradients are wanted, y again.
+variable_list convolved(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
+                        const Optional& tail, std::string_view activation, bool for_two) {
   expect_dimensions("short_conv", "x", x, 3);
   expect_activations("short_conv", "x", x);
   expect_shape("short_conv", "weight", weight, {x.size(2), -1});
@@ -108,7 +114,10 @@ std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Ten
   }
   expect(activation == "none" || activation == "silu",
          "[short_conv] expected activation \"none\" or \"silu\", got \"{}\"", activation);
-  if (!x.is_cpu() && !cuda::serves(x)) return short_conv_reference(x, weight, bias, tail, activation);
+  if (!x.is_cpu() && !cuda::serves(x)) {
+    const auto [y, new_tail] = short_conv_reference(x, weight, bias, tail, activation);
+    return {y, new_tail};
+  }
 
   const at::ScalarType accumulate = accumulate_type(x.scalar_type());
   const at::Tensor rows = contiguous_rows(x), taps = weight.to(accumulate).contiguous();
@@ -117,9 +126,24 @@ std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Ten
   const bool silu = activation == "silu";
   const bool differentiable =
       needs_gradient({rows, taps, shift.value_or(at::Tensor()), before.value_or(at::Tensor())});
-  const variable_list out = differentiable ? ShortConv::apply(rows, taps, shift, before, silu)
-                                           : forward_kernel(rows, taps, shift, before, silu);
+  return differentiable ? ShortConv::apply(rows, taps, shift, before, silu, for_two)
+                        : forward_kernel(rows, taps, shift, before, silu);
+}
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Tensor& weight,
+                                              const Optional& bias, const Optional& tail,
+                                              std::string_view activation) {
+  const variable_list out = convolved(x, weight, bias, tail, activation, /*for_two=*/false);
   return {out[0], out[1]};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_for_two(const at::Tensor& x,
+                                                                  const at::Tensor& weight,
+                                                                  const Optional& bias, const Optional& tail,
+                                                                  std::string_view activation) {
+  const variable_list out = convolved(x, weight, bias, tail, activation, /*for_two=*/true);
+  return {out[0], out.size() > 2 ? out[2] : out[0], out[1]};
 }
 
 TORCH_LIBRARY_FRAGMENT(oryx, m) {

@@ -28,6 +28,15 @@ std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Ten
                                               const std::optional<at::Tensor>& tail,
                                               std::string_view activation);
 
+// short_conv() for two readers of y, which comes twice, as two handles of one tensor, then the new tail. What
+// flows back through both handles is added by the backward pass itself: on a GPU as it reads, rounded nowhere
+// in between.
+std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_for_two(const at::Tensor& x,
+                                                                  const at::Tensor& weight,
+                                                                  const std::optional<at::Tensor>& bias,
+                                                                  const std::optional<at::Tensor>& tail,
+                                                                  std::string_view activation);
+
 // The same in composed ATen operations: the definition, for any device and dtype.
 std::tuple<at::Tensor, at::Tensor> short_conv_reference(const at::Tensor& x, const at::Tensor& weight,
                                                         const std::optional<at::Tensor>& bias,

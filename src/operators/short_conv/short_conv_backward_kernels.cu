@@ -13,8 +13,9 @@ namespace {
 // that few tokens are read by two.
 constexpr int kRuns = 4, kThreads = kRuns * conv_lanes;
 
-template <typename T>
-using Ring = ConvRing<T, conv_channels, 2, kThreads>;
+// x, dy and, where it has two readers, what comes from the second.
+template <typename T, int readers>
+using Ring = ConvRing<T, conv_channels, 1 + readers, kThreads>;
 
 // One token's gradients from memory: for any width, and for the tokens that have to do with a tail.
 template <typename T, int n>
@@ -28,8 +29,13 @@ struct ConvGradient {
 
   __device__ Vector<T, n> dz(int t) const {
     if (t < 0 || t >= rows.time) return {};
-    Vector<T, n> slope =
-        load<n>(static_cast<const T*>(p.dy) + (int64_t{batch} * p.time + t) * p.channels + channel);
+    const int64_t at = (int64_t{batch} * p.time + t) * p.channels + channel;
+    Vector<T, n> slope = load<n>(static_cast<const T*>(p.dy) + at);
+    if (p.dy_again != nullptr) {
+      const Vector<T, n> second = load<n>(static_cast<const T*>(p.dy_again) + at);
+#pragma unroll
+      for (int i = 0; i < n; ++i) slope[i] += second[i];
+    }
     if (!p.silu) return slope;
     Vector<T, n> z = conv_bias<T, n>(p, channel);
     for (int j = 0; j <= rows.before; ++j) {
@@ -69,7 +75,7 @@ __device__ inline int untailed(const ConvTensors& p, int end) {
 }
 
 // Width 4.
-template <typename T, bool with_silu>
+template <typename T, bool with_silu, int readers>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
     conv_backward_kernel(const ConvTensors p) {
   using A = Wide<T>;
@@ -81,13 +87,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
   const int begin = place.begin, end = place.end;
   // Tokens count from `begin`. Runs past the end of the sequence have none.
   const int tokens = end - begin, read = tokens > 0 ? tokens + before : 0, there = rows.time - begin;
-  const T* dy = static_cast<const T*>(p.dy) + (place.batch * p.time + begin) * p.channels + channel;
-  Ring<T> ring({rows.x + begin * rows.stride, dy}, {rows.stride, p.channels}, read < there ? read : there);
+  const int64_t start = (place.batch * p.time + begin) * p.channels + channel;
+  const T* from[1 + readers] = {rows.x + begin * rows.stride, static_cast<const T*>(p.dy) + start};
+  int64_t strides[1 + readers] = {rows.stride, p.channels};
+  if constexpr (readers == 2) from[2] = static_cast<const T*>(p.dy_again) + start, strides[2] = p.channels;
+  Ring<T, readers> ring(from, strides, read < there ? read : there);
   Vector<T, n> weight[width], x[width], dz[width];  // x, dz: token i is in [i % width]
   Vector<T, n> dweight[width] = {}, dbias = {};
   conv_taps<T, n>(p, channel, weight);
   // Waits beside the ring: there are no registers for it.
-  A* const bias = reinterpret_cast<A*>(shared_memory() + Ring<T>::bytes);
+  A* const bias = reinterpret_cast<A*>(shared_memory() + Ring<T, readers>::bytes);
   if constexpr (with_silu) store(bias + threadIdx.x * n, conv_bias<A, n>(p, channel));
 #pragma unroll
   for (int j = 1; j < width; ++j) {
@@ -103,6 +112,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
     for (int k = 0; k < (of_run ? width : before); ++k) {
       x[k] = ring(k, 0);
       Vector<T, n> slope = ring(k, 1);
+      if constexpr (readers == 2) {
+        const Vector<T, n> second = ring(k, 2);
+#pragma unroll
+        for (int i = 0; i < n; ++i) slope[i] += second[i];
+      }
       if constexpr (with_silu) {
         Vector<A, n> z = load<n>(bias + again(threadIdx.x) * n);
 #pragma unroll
@@ -216,17 +230,20 @@ void conv_backward(const ConvTensors& p, void* stream) {
         stream);
   };
   if (p.aligned && p.width == conv_width && p.element != Element::float64) {
-    const auto run = [&]<typename T>() {
+    const auto run = [&]<typename T, int readers>() {
       constexpr size_t vector = sizeof(Wide<T>) * conv_channels;
       constexpr size_t shared =
-          std::max(Ring<T>::bytes + kThreads * vector, kThreads * (conv_width + 1) * vector);
+          std::max(Ring<T, readers>::bytes + kThreads * vector, kThreads * (conv_width + 1) * vector);
       const dim3 grid = conv_grid<conv_channels>(p);
-      p.silu ? launch<conv_backward_kernel<T, true>>(grid, kThreads, shared, stream, p)
-             : launch<conv_backward_kernel<T, false>>(grid, kThreads, shared, stream, p);
+      p.silu ? launch<conv_backward_kernel<T, true, readers>>(grid, kThreads, shared, stream, p)
+             : launch<conv_backward_kernel<T, false, readers>>(grid, kThreads, shared, stream, p);
       reduce.template operator()<T>();
     };
-    return p.element == Element::bfloat16 ? run.template operator()<bf16>()
-                                          : run.template operator()<float>();
+    const auto with_readers = [&]<typename T>() {
+      p.dy_again == nullptr ? run.template operator()<T, 1>() : run.template operator()<T, 2>();
+    };
+    return p.element == Element::bfloat16 ? with_readers.template operator()<bf16>()
+                                          : with_readers.template operator()<float>();
   }
   with_element(p.element, [&]<typename T>() {
     launch<conv_backward_general_kernel<T>>(conv_grid<1>(p), general_threads,

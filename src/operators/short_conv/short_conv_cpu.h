@@ -31,6 +31,7 @@ struct ShortConvForward : ShortConvInput {
 
 struct ShortConvBackward : ShortConvInput {
   const void* dy;         // [batch, time, channels]
+  const void* dy_again;   // the same, to be added to it (kernels of a GPU), or null
   const void* dnew_tail;  // [batch, width - 1, channels] or null
   void* dx;               // [batch, time, channels]
   void* dtail;            // [batch, width - 1, channels] or null

@@ -26,8 +26,8 @@ ConvTensors describe(const operators::ShortConvInput& a) {
 bool is_aligned(const ConvTensors& t) {
   const int64_t bytes = 4 * device::bytes_of(t.element);
   for (const void* pointer :
-       {t.x, t.tail, static_cast<const void*>(t.y), static_cast<const void*>(t.new_tail), t.dy, t.dnew_tail,
-        static_cast<const void*>(t.dx), static_cast<const void*>(t.dtail)})
+       {t.x, t.tail, static_cast<const void*>(t.y), static_cast<const void*>(t.new_tail), t.dy, t.dy_again,
+        t.dnew_tail, static_cast<const void*>(t.dx), static_cast<const void*>(t.dtail)})
     if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;
   if (reinterpret_cast<uintptr_t>(t.weight) % 16 != 0) return false;
   return t.channels % 4 == 0 && t.x_batch_stride % 4 == 0 && t.x_time_stride % 4 == 0;
@@ -46,8 +46,8 @@ void short_conv_forward(const operators::ShortConvForward& a, const at::Tensor& 
 void short_conv_backward(const operators::ShortConvBackward& a, const at::Tensor& x) {
   const c10::DeviceGuard guard(x.device());
   ConvTensors t = describe(a);
-  t.dy = a.dy, t.dnew_tail = a.dnew_tail, t.dx = a.dx, t.dtail = a.dtail, t.partials = a.partials,
-  t.sums = a.sums;
+  t.dy = a.dy, t.dy_again = a.dy_again, t.dnew_tail = a.dnew_tail, t.dx = a.dx, t.dtail = a.dtail,
+  t.partials = a.partials, t.sums = a.sums;
   t.aligned = is_aligned(t);
   conv_backward(t, stream(x));
 }

@@ -26,6 +26,7 @@ struct ConvTensors {
   void *y, *new_tail;  // forward: [batch, time, channels], [batch, width - 1, channels]
 
   const void* dy;         // backward
+  const void* dy_again;   // added to dy; or null
   const void* dnew_tail;  // or null
   void* dx;
   void* dtail;     // or null

@@ -93,6 +93,52 @@ TEST(ShortConvKernels, MatchReference) {
   }
 }
 
+TEST(ShortConvKernels, TwoReadersFlowBackTogether) {
+  at::manual_seed(3);
+  for (const Case& c : make_cases()) {
+    if (testing::wants_small_cases() && c.on_gpu_only) continue;
+    for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
+      if (c.on_gpu_only && dtype != at::kBFloat16) continue;
+      const double tolerance = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 1e-6 : 5e-3;
+      const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
+      const auto wide = options.dtype(dtype == at::kBFloat16 ? at::kFloat : dtype);
+      const Tensors inputs = {leaf(padded(at::randn({c.batch, c.time, c.channels}, options), c.padding)),
+                              leaf(at::randn({c.channels, c.width}, wide)),
+                              leaf(at::randn({c.channels}, wide)),
+                              leaf(at::randn({c.batch, c.width - 1, c.channels}, options))};
+      const Tensors upstream = {at::randn({c.batch, c.time, c.channels}, options),
+                                at::randn({c.batch, c.time, c.channels}, options),
+                                at::randn({c.batch, c.width - 1, c.channels}, options)};
+      const Tensors got = testing::with_kernels([&] {
+        const auto [y, again, tail] =
+            short_conv_for_two(inputs[0], inputs[1], inputs[2], inputs[3], c.activation);
+        EXPECT_TRUE(at::equal(y, again));
+        return testing::gradients({y, again, tail}, inputs, upstream);
+      });
+      Tensors truth;
+      for (const at::Tensor& t : inputs) truth.push_back(leaf(t.to(at::kDouble)));
+      const auto [y, tail] = short_conv_reference(truth[0], truth[1], truth[2], truth[3], c.activation);
+      const at::Tensor both = upstream[0].to(at::kDouble) + upstream[1].to(at::kDouble);
+      const Tensors want = testing::gradients({y, tail}, truth, {both, upstream[2].to(at::kDouble)});
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_LE(relative_error(got[i], want[i]), tolerance)
+            << "gradient " << i << " of " << c.batch << " x " << c.time << " x " << c.channels << " width "
+            << c.width << " " << c.activation << " " << at::toString(dtype);
+      }
+      if (c.time == 0) continue;
+      const Tensors second = testing::with_kernels([&] {
+        const auto out = short_conv_for_two(inputs[0], inputs[1], inputs[2], inputs[3], c.activation);
+        return torch::autograd::grad({std::get<1>(out)}, inputs, {upstream[1]});
+      });
+      const Tensors alone = testing::with_kernels([&] {
+        const auto out = short_conv(inputs[0], inputs[1], inputs[2], inputs[3], c.activation);
+        return torch::autograd::grad({std::get<0>(out)}, inputs, {upstream[1]});
+      });
+      for (size_t i = 0; i < second.size(); ++i) EXPECT_TRUE(at::equal(second[i], alone[i]));
+    }
+  }
+}
+
 TEST(ShortConvKernels, PiecesGiveTheWhole) {
   at::manual_seed(2);
   const auto options = at::TensorOptions(kernel_device()).dtype(at::kBFloat16);

@@ -154,6 +154,27 @@ TEST(ShortConvTest, ExtremesStayFinite) {
     EXPECT_TRUE(g.isfinite().all().item<bool>());
 }
 
+TEST(ShortConvTest, TwoReadersFlowBackTogether) {
+  at::manual_seed(7);
+  const Tensors inputs = leaves({random_normal({2, 9, 8}), random_normal({8, 4})}, at::kDouble);
+  const at::Tensor dy = random_normal({2, 9, 8}), dy_again = random_normal({2, 9, 8});
+  const auto one = [&](const at::Tensor& cotangent) {
+    const auto [y, tail] = short_conv(inputs[0], inputs[1], std::nullopt, std::nullopt, "silu");
+    return gradients({y}, inputs, {cotangent});
+  };
+  const auto two = [&] {
+    auto [y, again, tail] = short_conv_for_two(inputs[0], inputs[1], std::nullopt, std::nullopt, "silu");
+    EXPECT_TRUE(at::equal(y, again));
+    return Tensors{y, again};
+  };
+  const Tensors both = gradients(two(), inputs, {dy, dy_again}), want = one(dy + dy_again),
+                second = gradients({two()[1]}, inputs, {dy}), alone = one(dy);
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_TRUE(at::equal(both[i], want[i]));
+    EXPECT_TRUE(at::equal(second[i], alone[i]));
+  }
+}
+
 TEST(ShortConvTest, DoesNotDependOnThreads) {
   at::manual_seed(6);
   const int threads = at::get_num_threads();
