@@ -76,8 +76,9 @@ __device__ inline int untailed(const ConvTensors& p, int end) {
 
 // Width 4.
 template <typename T, bool with_silu, int readers>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 5 : 3)
-    conv_backward_kernel(const ConvTensors p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) != 2 ? 3
+                                            : readers == 1 ? 5
+                                                           : 4) conv_backward_kernel(const ConvTensors p) {
   using A = Wide<T>;
   constexpr int n = conv_channels, width = conv_width, before = width - 1;
   const ConvPlace<n, kRuns> place(p);
