@@ -12,7 +12,7 @@ namespace oryx::evaluation {
 
 namespace {
 
-constexpr int64_t kDecodeBatch = 256;
+constexpr int64_t kDecodeBatch = 1024;
 
 std::vector<std::vector<int64_t>> end_of_text_stops(const tokenizer::Tokenizer& tokenizer) {
   try {

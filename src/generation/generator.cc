@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/device_copy.h"
 #include "base/error.h"
 
 namespace oryx::generation {
@@ -17,6 +18,7 @@ struct Generator::Slot {
   Completion* completion = nullptr;
   schedule::ModeSpans modes;  // of the prompt and all tokens there may be
   int64_t next = 0;           // what the sequence goes on with
+  bool is_done = false;       // its row goes on for nothing until the batch is made smaller
 
   int64_t prompt_size() const { return static_cast<int64_t>(request->prompt.size()); }
   int64_t most_tokens() const { return prompt_size() + request->max_tokens; }
@@ -86,19 +88,21 @@ std::vector<Completion> Generator::generate(const std::vector<Request>& requests
   }
   std::stable_sort(slots.begin(), slots.end(),
                    [](const Slot& a, const Slot& b) { return a.prompt_size() < b.prompt_size(); });
-  // A longer prompt joins where reading what it has more, token by token, takes fewer steps than its answer
-  // alone.
+  // A longer prompt joins where the padding of the others is no more than a piece, and than what they write.
   std::vector<Slot> batch;
-  int64_t longest = 0;
+  int64_t longest = 0, padding = 0, writing = 0;
   for (Slot& slot : slots) {
     longest = std::max(longest, slot.most_tokens());
-    const auto rows = static_cast<int64_t>(batch.size()) + 1;
-    const bool joins = !batch.empty() && rows <= options_.batch && longest <= options_.batch_tokens / rows &&
-                       slot.prompt_size() - batch.back().prompt_size() < slot.request->max_tokens;
-    if (!joins && !batch.empty()) {
-      run_batch(std::exchange(batch, {}), callbacks);
+    const auto before = static_cast<int64_t>(batch.size()), rows = before + 1;
+    if (before > 0) padding += before * (slot.prompt_size() - batch.back().prompt_size());
+    const bool joins = before > 0 && rows <= options_.batch && longest <= options_.batch_tokens / rows &&
+                       padding <= std::min(options_.piece_tokens, writing);
+    if (!joins) {
+      if (before > 0) run_batch(std::exchange(batch, {}), callbacks);
       longest = slot.most_tokens();
+      padding = writing = 0;
     }
+    writing += slot.request->max_tokens;
     batch.push_back(std::move(slot));
   }
   if (!batch.empty()) run_batch(std::move(batch), callbacks);
@@ -109,23 +113,21 @@ void Generator::run_batch(std::vector<Slot> slots, const Callbacks& callbacks) c
   const auto finish = [](Slot& slot) {
     const auto length = static_cast<int64_t>(slot.request->prompt.size() + slot.completion->tokens.size());
     slot.completion->modes = schedule::cut(slot.modes, 0, length);
+    slot.is_done = true;
   };
+  const auto is_done = [](const Slot& slot) { return slot.is_done; };
   auto state = model_->empty_state(static_cast<int64_t>(slots.size()));
   at::Tensor logits = prefill(slots, state, callbacks);
   while (logits.defined()) {
-    const int64_t position = state.position();
+    const std::vector<int64_t> positions = state.positions();
     const bool is_greedy = std::all_of(
         slots.begin(), slots.end(), [](const Slot& slot) { return slot.request->sampling.temperature == 0; });
     std::vector<Choice> most_likely;
-    if (is_greedy) most_likely = choose_most_likely(logits, vocabulary_, static_cast<uint64_t>(position));
-    std::vector<int64_t> remaining;
+    if (is_greedy) most_likely = choose_most_likely(logits, vocabulary_, positions);
     for (size_t row = 0; row < slots.size(); ++row) {
       Slot& slot = slots[row];
-      if (position < slot.prompt_size()) {
-        slot.next = slot.request->prompt[position];
-        remaining.push_back(static_cast<int64_t>(row));
-        continue;
-      }
+      if (slot.is_done) continue;
+      const int64_t position = positions[row];
       const Choice choice =
           is_greedy ? most_likely[row]
                     : choose(logits[static_cast<int64_t>(row)], vocabulary_, slot.request->sampling,
@@ -133,26 +135,24 @@ void Generator::run_batch(std::vector<Slot> slots, const Callbacks& callbacks) c
       const Token token{choice.id, position, schedule::cut(slot.modes, position, position + 1)[0].mode,
                         choice.logprob};
       slot.next = choice.id;
-      if (slot.take(token, callbacks)) {
-        finish(slot);
-      } else {
-        remaining.push_back(static_cast<int64_t>(row));
-      }
+      if (slot.take(token, callbacks)) finish(slot);
     }
-    if (remaining.empty()) return;
-    if (remaining.size() < slots.size()) {
-      state = state.select(at::tensor(remaining, at::kLong));
-      std::vector<Slot> kept;
-      for (const int64_t row : remaining) kept.push_back(std::move(slots[row]));
-      slots = std::move(kept);
+    const auto done = std::count_if(slots.begin(), slots.end(), is_done);
+    if (done == static_cast<std::ptrdiff_t>(slots.size())) return;
+    // A smaller batch is a copy of all caches: worth it only for a good part of the rows.
+    if (4 * done >= static_cast<std::ptrdiff_t>(slots.size())) {
+      std::vector<int64_t> rows;
+      for (size_t row = 0; row < slots.size(); ++row) {
+        if (!slots[row].is_done) rows.push_back(static_cast<int64_t>(row));
+      }
+      state = state.select(at::tensor(rows, at::kLong));
+      std::erase_if(slots, is_done);
     }
     if (callbacks.cancelled && callbacks.cancelled()) break;
     logits = step(slots, state);
-    const auto reading = std::count_if(slots.begin(), slots.end(),
-                                       [&](const Slot& slot) { return position < slot.prompt_size(); });
-    if (reading > 0 && callbacks.on_prompt) callbacks.on_prompt(reading);
   }
   for (Slot& slot : slots) {
+    if (slot.is_done) continue;
     slot.completion->finish = FinishReason::cancelled;
     finish(slot);
   }
@@ -161,42 +161,51 @@ void Generator::run_batch(std::vector<Slot> slots, const Callbacks& callbacks) c
 at::Tensor Generator::prefill(const std::vector<Slot>& slots, model::JointState& state,
                               const Callbacks& callbacks) const {
   const auto batch = static_cast<int64_t>(slots.size());
-  const int64_t length = slots.front().prompt_size();  // of the shortest
-  at::Tensor tokens = at::empty({batch, length}, at::kLong);
+  const int64_t shortest = slots.front().prompt_size(), longest = slots.back().prompt_size();
+  at::Tensor tokens = at::zeros({batch, longest}, at::kLong);
+  std::vector<schedule::ModeSpans> spans;
   for (int64_t row = 0; row < batch; ++row) {
-    std::copy_n(slots[row].request->prompt.begin(), length,
-                tokens.mutable_data_ptr<int64_t>() + row * length);
+    std::copy(slots[row].request->prompt.begin(), slots[row].request->prompt.end(),
+              tokens.mutable_data_ptr<int64_t>() + row * longest);
+    spans.push_back(slots[row].modes);
   }
-  tokens = tokens.to(model_->device());
+  const at::Tensor ids = copy_to(tokens, model_->device());
+  // All read pieces of one length; the last takes what is left of each, at least a token.
   const int64_t piece = std::max<int64_t>(1, options_.piece_tokens / batch);
-  at::Tensor logits;
-  for (int64_t begin = 0; begin < length; begin += piece) {
+  int64_t begin = 0;
+  for (; begin + piece < shortest; begin += piece) {
     if (callbacks.cancelled && callbacks.cancelled()) return {};
-    const int64_t end = std::min(length, begin + piece);
-    logits = last_logits(tokens.slice(1, begin, end), slots, state, end == length);
-    if (callbacks.on_prompt) callbacks.on_prompt((end - begin) * batch);
+    model_->hidden(ids.slice(1, begin, begin + piece), spans, &state);
+    if (callbacks.on_prompt) callbacks.on_prompt(piece * batch);
   }
+  if (callbacks.cancelled && callbacks.cancelled()) return {};
+  const int64_t time = longest - begin;
+  std::vector<int64_t> lengths, last;
+  int64_t read = 0;
+  for (int64_t row = 0; row < batch; ++row) {
+    lengths.push_back(slots[row].prompt_size() - begin);
+    last.push_back(row * time + lengths.back() - 1);
+    read += lengths.back();
+  }
+  const at::Tensor hidden = model_->hidden(ids.slice(1, begin, longest), spans, &state, lengths);
+  const at::Tensor logits =
+      model_->logits(hidden.index_select(0, copy_to(at::tensor(last, at::kLong), model_->device())));
+  if (callbacks.on_prompt) callbacks.on_prompt(read);
   return logits;
 }
 
 at::Tensor Generator::step(const std::vector<Slot>& slots, model::JointState& state) const {
   std::vector<int64_t> last;
-  for (const Slot& slot : slots) last.push_back(slot.next);
-  return last_logits(at::tensor(last, at::kLong).unsqueeze(1).to(model_->device()), slots, state, true);
-}
-
-at::Tensor Generator::last_logits(const at::Tensor& tokens, const std::vector<Slot>& slots,
-                                  model::JointState& state, bool wanted) const {
-  const int64_t begin = state.position();
   std::vector<schedule::ModeSpans> spans;
-  for (const Slot& slot : slots) spans.push_back(schedule::cut(slot.modes, begin, begin + tokens.size(1)));
-  // One schedule for all lets the model cut it once.
-  if (std::all_of(spans.begin(), spans.end(), [&](const auto& other) { return other == spans.front(); })) {
-    spans.resize(1);
+  for (size_t row = 0; row < slots.size(); ++row) {
+    last.push_back(slots[row].next);
+    const int64_t position = state.positions()[row];
+    spans.push_back(slots[row].is_done
+                        ? schedule::ModeSpans{{position, position + 1, slots[row].modes.back().mode}}
+                        : schedule::cut(slots[row].modes, position, position + 1));
   }
-  const at::Tensor hidden = model_->hidden(tokens, spans, &state);
-  if (!wanted) return {};
-  return model_->logits(hidden.view({tokens.size(0), tokens.size(1), -1}).select(1, -1).contiguous());
+  const at::Tensor tokens = copy_to(at::tensor(last, at::kLong).unsqueeze(1), model_->device());
+  return model_->logits(model_->hidden(tokens, spans, &state));
 }
 
 }  // namespace oryx::generation

@@ -44,7 +44,7 @@ struct Completion {
 
 // What a caller may watch; each may be empty.
 struct Callbacks {
-  // After each piece of a prompt, with the number of tokens of all its sequences.
+  // After each piece of the prompts of a batch, with its number of tokens.
   std::function<void(int64_t tokens)> on_prompt = {};
   // With every new token of requests[request]; false ends its sequence as a stop does.
   std::function<bool(size_t request, const Token& token)> on_token = {};
@@ -53,8 +53,9 @@ struct Callbacks {
 };
 
 struct GeneratorOptions {
-  int64_t piece_tokens = 2048;  // tokens of all sequences in one piece of prefill: bounds its memory
-  int64_t batch = 64;           // sequences decoded together
+  // Tokens of all sequences in one piece of prefill, or twice as many with padding: bounds its memory.
+  int64_t piece_tokens = 2048;
+  int64_t batch = 64;  // sequences decoded together
   // Their prompts and answers: bounds the caches. A longer sequence runs alone.
   int64_t batch_tokens = std::numeric_limits<int64_t>::max();
 };
@@ -65,21 +66,19 @@ class Generator {
   // the generator. Throws Error when the model has fewer rows.
   Generator(const model::LanguageModel& model, int64_t vocabulary, GeneratorOptions options = {});
 
-  // One completion a request, in order. Prompts of similar length run as one batch, all sequences at the same
-  // position: past the shortest prompt some write while others still read, token by token. Throws Error on an
-  // empty prompt or an id beyond the model's rows, UsageError on a schedule that does not fit or bad options.
+  // One completion a request, in order. Prompts of similar length run as one batch, each sequence at its own
+  // position. Throws Error on an empty prompt or an id beyond the model's rows, UsageError on a schedule that
+  // does not fit or bad options.
   std::vector<Completion> generate(const std::vector<Request>& requests,
                                    const Callbacks& callbacks = {}) const;
 
  private:
   struct Slot;
   void run_batch(std::vector<Slot> slots, const Callbacks& callbacks) const;
-  // The logits [batch, vocabulary] after the shortest of the prompts; undefined when cancelled.
+  // The logits [batch, vocabulary] after the prompts; undefined when cancelled.
   at::Tensor prefill(const std::vector<Slot>& slots, model::JointState& state,
                      const Callbacks& callbacks) const;
   at::Tensor step(const std::vector<Slot>& slots, model::JointState& state) const;
-  at::Tensor last_logits(const at::Tensor& tokens, const std::vector<Slot>& slots, model::JointState& state,
-                         bool wanted) const;
 
   const model::LanguageModel* model_;
   int64_t vocabulary_;

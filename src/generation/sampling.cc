@@ -108,7 +108,9 @@ Choice choose(const at::Tensor& logits, int64_t vocabulary, const SamplingOption
   expect(logits.dim() == 1 && vocabulary > 0 && vocabulary <= logits.size(0),
          "expected logits of at least {} ids, got {} dimensions of {} values", vocabulary, logits.dim(),
          logits.numel());
-  if (options.temperature == 0) return choose_most_likely(logits.unsqueeze(0), vocabulary, position)[0];
+  if (options.temperature == 0) {
+    return choose_most_likely(logits.unsqueeze(0), vocabulary, {static_cast<int64_t>(position)})[0];
+  }
   const at::Tensor row = widened(logits.cpu()).contiguous();
   const at::Tensor log_probabilities = at::log_softmax(row, 0);
   const at::Tensor allowed = row.narrow(0, 0, vocabulary);
@@ -122,7 +124,8 @@ Choice choose(const at::Tensor& logits, int64_t vocabulary, const SamplingOption
   return checked({id, log_probabilities[id].item<double>()}, position);
 }
 
-std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabulary, uint64_t position) {
+std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabulary,
+                                       const std::vector<int64_t>& positions) {
   expect(logits.dim() == 2 && vocabulary > 0 && vocabulary <= logits.size(1),
          "expected logits [n, at least {}], got {} dimensions of {} values", vocabulary, logits.dim(),
          logits.numel());
@@ -132,8 +135,8 @@ std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabul
                    ids = best.cpu();
   std::vector<Choice> choices;
   for (int64_t row = 0; row < ids.size(0); ++row) {
-    choices.push_back(
-        checked({ids.const_data_ptr<int64_t>()[row], logprobs.const_data_ptr<double>()[row]}, position));
+    choices.push_back(checked({ids.const_data_ptr<int64_t>()[row], logprobs.const_data_ptr<double>()[row]},
+                              static_cast<uint64_t>(positions[row])));
   }
   return choices;
 }

@@ -32,7 +32,8 @@ Choice choose(const at::Tensor& logits, int64_t vocabulary, const SamplingOption
               uint64_t position);
 
 // The most likely token of every row of `logits` [n, rows of the vocabulary], as choose() at temperature 0
-// gives it, worked out on the device of the logits.
-std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabulary, uint64_t position);
+// gives it, worked out on the device of the logits. `positions` [n] are for messages.
+std::vector<Choice> choose_most_likely(const at::Tensor& logits, int64_t vocabulary,
+                                       const std::vector<int64_t>& positions);
 
 }  // namespace oryx::generation
