@@ -14,10 +14,10 @@ Section samples_section(const Sources& sources) {
       "bold</span> <span class=\"linear\">linear, regular</span>. The prompt is <span "
       "class=\"prompt\">underlined</span>.</p>\n";
   for (const SampleSource& file : sources.samples) {
+    section.html += fmt::format("<h3>{}</h3>\n", escape_markup(file.name.label));
     for (const Sample& sample : file.samples) {
       section.html += fmt::format(
-          "<h3>{}</h3>\n<p><small>{}<code>{}</code>; {} of prompt, {} generated</small></p>\n",
-          escape_markup(file.name.label),
+          "<p><small>{}<code>{}</code>; {} of prompt, {} generated</small></p>\n",
           sample.model.empty() ? "" : fmt::format("<code>{}</code>, ", escape_markup(sample.model)),
           escape_markup(sample.schedule), plural(sample.prompt_tokens, "token"), sample.tokens);
       section.html += "<div class=\"sample\">";
