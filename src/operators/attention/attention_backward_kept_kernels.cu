@@ -1,11 +1,11 @@
-// Backward pass where a block has much shared memory and the gradients of the scores have room: the pass by
-// keys makes dK and dV and leaves dS in scratch, from which a second pass sums dQ. Five products and no
-// exponential twice, for two bytes per pair of tokens written and read. Products bound the first pass and
-// memory the second, so that where there is much to do some multiprocessors run the second for some heads
-// while the others run the first for the heads that follow.
+// Backward pass where a block has much shared memory and the gradients of the
+// scores have room: the pass by keys makes dK and dV and leaves dS in scratch,
+// from which a second pass sums dQ. Five products and no exponential twice, for
+// two bytes per pair of tokens written and read.
 //
-// dS lies in images of a tile of query rows by a block of keys, as fragments that a product of dQ takes from
-// registers: [16 rows][16 keys][lane] of four registers.
+// dS lies in images of a tile of query rows by a block of keys, as fragments
+// that a product of dQ takes from registers: [16 rows][16 keys][lane] of four
+// registers.
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
@@ -16,31 +16,33 @@ namespace oryx::cuda {
 
 namespace {
 
-// Key heads [first_head, first_head + heads) of a backward pass, whose images lie behind those of `place`
-// others.
+// Key heads [first_head, first_head + heads) of a backward pass, whose dS fits
+// the scratch.
 struct HeadSlice {
   AttentionBackward pass;
-  int first_head, heads, place;
+  int first_head, heads;
 };
 
 constexpr int kLoaders = 4;  // warps that load
 constexpr int kImageUnits = kTileRows * kBlockKeys / 8;
 
-// Of a tile that sees these keys, where one of its heads has its image: `image` is the tile's number.
+// Of a tile that sees these keys, where one of its heads has its image: `image`
+// is the tile's number.
 __device__ inline uint4* image_at(const HeadSlice& slice, int head, int64_t image) {
-  const int first = (slice.first_head - slice.place) * (slice.pass.in.query_heads / slice.pass.in.key_heads);
+  const int first = slice.first_head * (slice.pass.in.query_heads / slice.pass.in.key_heads);
   return static_cast<uint4*>(slice.pass.score_grads) +
          ((head - first) * slice.pass.images + image) * kImageUnits;
 }
 
 // ---- dK, dV and dS
 
-// Two warpgroups of 64 keys each share the tiles of query rows. The next block's keys are loaded while one
-// still computes.
+// Two warpgroups of 64 keys each share the tiles of query rows. The next
+// block's keys are loaded while one still computes.
 template <int dim>
 struct KeyBlocks {
   static constexpr int consumers = 2 * kBlockKeys, threads = consumers + 32 * kLoaders;
-  // Where registers suffice, the next tile's products are under way before this one's have finished.
+  // Where registers suffice, the next tile's products are under way before this
+  // one's have finished.
   static constexpr bool runs_ahead = dim == 64;
   static constexpr int stages = runs_ahead ? 4 : 3, key_stages = 2;
   using Keys = Panels<kBlockKeys, dim>;
@@ -63,7 +65,7 @@ struct KeyBlocks {
 };
 
 template <int dim>
-__device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared, Share share) {
+__device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared) {
   using Blocks = KeyBlocks<dim>;
   const AttentionBackward& p = slice.pass;
   const int heads = p.in.query_heads, readers = heads / p.in.key_heads,
@@ -71,24 +73,26 @@ __device__ void load_blocks(const HeadSlice& slice, const KeyBlocks<dim>& shared
   const int64_t stride = static_cast<int64_t>(heads) * dim;
   RingPlace<Blocks::key_stages> keys_at;
   RingPlace<Blocks::stages> rows_at;
-  for (; share.has_work(); share.next()) {
+  for (Share share(static_cast<int>(p.block_count) * slice.heads); share.has_work(); share.next()) {
     const int key_head = slice.first_head + share.index() % slice.heads;
     const KeyBlock block = p.blocks[share.index() / slice.heads];
     const int valid = block.end - block.begin, past = block.first_tile + block.tiles;
+    QueryItem coming{};  // read ahead, so that no copy waits for it
+    if (block.tiles > 0) coming = p.tiles[block.first_tile];
     shared.gates.keys_empty[keys_at.stage].wait(keys_at.parity ^ 1);
-#pragma unroll 1
-    for (int which = 0; which < 2; ++which) {  // one after the other, for want of registers
-      const int64_t(&strides)[3] = which == 0 ? p.in.key_strides : p.in.value_strides;
-      load_rows_by_warps<kLoaders>(
-          loader, which == 0 ? shared.keys(keys_at.stage) : shared.values(keys_at.stage), valid,
-          rows_of(which == 0 ? p.in.key : p.in.value, strides, block.sequence, key_head) +
-              block.begin * strides[1],
-          strides[1]);
-    }
+    load_rows_by_warps<kLoaders>(
+        loader, shared.keys(keys_at.stage), valid,
+        rows_of(p.in.key, p.in.key_strides, block.sequence, key_head) + block.begin * p.in.key_strides[1],
+        p.in.key_strides[1]);
+    load_rows_by_warps<kLoaders>(loader, shared.values(keys_at.stage), valid,
+                                 rows_of(p.in.value, p.in.value_strides, block.sequence, key_head) +
+                                     block.begin * p.in.value_strides[1],
+                                 p.in.value_strides[1]);
     shared.gates.keys_full[keys_at.stage].arrive_after_copies();
     keys_at.next();
     for (int tile = block.first_tile; tile < past; ++tile) {
-      const QueryItem rows = p.tiles[tile];
+      const QueryItem rows = coming;
+      if (tile + 1 < past) coming = p.tiles[tile + 1];
       for (int reader = 0; reader < readers; ++reader) {
         const int head = key_head * readers + reader;
         shared.gates.rows_empty[rows_at.stage].wait(rows_at.parity ^ 1);
@@ -111,10 +115,11 @@ __device__ inline auto element(const Four& four, int i) {
   return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
 }
 
-// What passes through the gates is read by products alone: the rows' statistics and positions come straight
-// from global memory, to the threads that need them.
+// What passes through the gates is read by products alone: the rows' statistics
+// and positions come straight from global memory, to the threads that need
+// them.
 template <int dim, bool keeps>
-__device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shared, Share share) {
+__device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shared) {
   using Blocks = KeyBlocks<dim>;
   constexpr int quads = kTileRows / 16;  // of a thread's places in a tile
   const AttentionBackward& p = slice.pass;
@@ -127,6 +132,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
   };
   RingPlace<Blocks::key_stages> keys_at;
   RingPlace<Blocks::stages> rows_at;
+  Share share(static_cast<int>(p.block_count) * slice.heads);
   KeyBlock coming = p.blocks[share.index() / slice.heads];
   for (; share.has_work(); share.next()) {
     const int key_head = slice.first_head + share.index() % slice.heads;
@@ -134,42 +140,43 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
     Share after = share;
     after.next();
     if (after.has_work()) coming = p.blocks[after.index() / slice.heads];
-    const int own_key = block.begin + row0 + lane / 4, steps = block.tiles * readers,
+    const int first_key = block.begin + row0, steps = block.tiles * readers,
               past = block.first_tile + block.tiles;
     Accumulator<1, dim / 8> k_grad, v_grad;
     k_grad.clear();
     v_grad.clear();
 
-    // The step that is worked on and the next one, of which is read ahead: log-sum-exps and ⟨dO, O⟩ (all that
-    // the thread needs where registers suffice; else two places of each a lane, given to the others by
-    // shuffles), the first of the thread's positions and the number of the first image.
+    // The step that is worked on and the next one, of which is read, each a
+    // step ahead: log-sum-exps and ⟨dO, O⟩ (all that the thread needs where
+    // registers suffice; else two places of each a lane, given to the others by
+    // shuffles), the first position and the number of the first image.
     struct Step {
       int tile, reader;
     };
     constexpr int held = Blocks::runs_ahead ? quads : 1;
-    const unsigned own_place =
-        lane % 4 * (8 * quads) + (Blocks::runs_ahead ? 0 : lane / 16 * 8 + lane / 4 % 4);
     Step now{block.first_tile, 0}, next = now;
     int first_position = 0, image = 0;
-    float4 logsumexp[held], output_dot[held], output_dot_ahead[held];
+    float4 logsumexp[held], output_dot[held];
     const auto read = [&](float4(&of_thread)[held], int which) {
       const int head = key_head * readers + next.reader;
-      const float* const from =
-          p.tile_statistics + (head * p.tile_count + next.tile) * (2 * kTileRows) + own_place + 4 * which;
+      const float4* from = reinterpret_cast<const float4*>(p.tile_statistics) +
+                           (head * p.tile_count + next.tile) * (kTileRows / 2) + lane % 4 * (2 * quads) +
+                           which;
       if constexpr (Blocks::runs_ahead) {
 #pragma unroll
-        for (int i = 0; i < quads; ++i) of_thread[i] = *reinterpret_cast<const float4*>(from + 8 * i);
+        for (int i = 0; i < quads; ++i) of_thread[i] = from[2 * i];
       } else {
-        of_thread[0] = {from[0], from[16], 0.0f, 0.0f};
+        const float* const of_lane = reinterpret_cast<const float*>(from + lane / 16 * 2) + lane / 4 % 4;
+        of_thread[0] = {of_lane[0], of_lane[16], 0.0f, 0.0f};
       }
     };
-    // All at once and early in the step before: loads that are under way at the same time may be waited for
-    // together.
-    const auto read_next = [&] {
+    const auto read_logsumexp = [&] {
       if (next.tile == past) return;
       read(logsumexp, 0);
-      read(Blocks::runs_ahead ? output_dot_ahead : output_dot, 1);
-      first_position = p.tile_positions[next.tile * kTileRows + lane % 4 * (4 * quads)];
+      first_position = p.tiles[next.tile].first;
+    };
+    const auto read_output_dot = [&] {
+      if (next.tile < past) read(output_dot, 1);
     };
     const auto read_image = [&] {
       if (keeps && next.tile < past) image = p.tile_images[next.tile];
@@ -182,16 +189,9 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
                     __shfl_sync(0xffffffffu, value, source + 8),
                     __shfl_sync(0xffffffffu, value, source + 12)};
     };
-    const auto to_next = [&] {
-      now = next;
-      if constexpr (Blocks::runs_ahead) {
-#pragma unroll
-        for (int i = 0; i < held; ++i) output_dot[i] = output_dot_ahead[i];
-      }
-    };
-    read_next();
+    read_logsumexp();
+    read_output_dot();
     read_image();
-    to_next();
 
     shared.gates.keys_full[keys_at.stage].wait(keys_at.parity);
     // Transposed: rows are keys, columns are query rows.
@@ -207,7 +207,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       warpgroup_commit();
     };
     const auto weigh = [&] {
-      const bool is_masked = first_position < own_key + 8;  // the last of the thread's keys
+      const bool is_masked = first_position < first_key + 15;
       warpgroup_wait<1>();
       settle(s);
 #pragma unroll
@@ -227,13 +227,13 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
           const int4 four = positions[i];
 #pragma unroll
           for (int e = 0; e < 8; ++e) {
-            const int key = own_key + 8 * (e / 2 % 2);
+            const int key = first_key + lane / 4 + 8 * (e / 2 % 2);
             if (key > element(four, e / 4 * 2 + e % 2)) s.value[0][2 * i + e / 4][e % 4] = 0.0f;
           }
         }
       }
       next = now.reader + 1 < readers ? Step{now.tile, now.reader + 1} : Step{now.tile + 1, 0};
-      if constexpr (Blocks::runs_ahead) read_next();
+      read_logsumexp();
     };
     const auto finish_step = [&]<bool begins_next>(std::bool_constant<begins_next>) {
       uint32_t weights[kTileRows / 16][4], score_grads[kTileRows / 16][4];
@@ -263,6 +263,7 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
         next_at.next();
         begin_step(next_at);
       }
+      read_output_dot();
       if constexpr (keeps) {
         uint4* const images =
             image_at(slice, key_head * readers + now.reader, image + block.begin / kBlockKeys) + lane;
@@ -273,9 +274,8 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
                                                               transpose_matrix(a[1]), transpose_matrix(a[3])};
         }
       }
-      if constexpr (!Blocks::runs_ahead) read_next();
       read_image();
-      to_next();
+      now = next;
       warpgroup_wait<begins_next ? 2 : 0>();
       settle(v_grad);
       settle(k_grad);
@@ -283,8 +283,8 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
       rows_at.next();
     };
     if constexpr (Blocks::runs_ahead) {
-      // Products that are under way from one pass of the loop to the next would make the compiler wait for
-      // every single one.
+      // Products that are under way from one pass of the loop to the next would
+      // make the compiler wait for every single one.
       const auto prepare = [&] {
         weigh();
         warpgroup_wait<0>();
@@ -324,34 +324,31 @@ __device__ void sum_over_rows(const HeadSlice& slice, const KeyBlocks<dim>& shar
   }
 }
 
-template <int dim>
-__device__ void open(const KeyBlocks<dim>& shared) {
-  for (Gate& gate : shared.gates.keys_full) gate.open(32 * kLoaders);
-  for (Gate& gate : shared.gates.keys_empty) gate.open(KeyBlocks<dim>::consumers / 32);
-  for (Gate& gate : shared.gates.rows_full) gate.open(32 * kLoaders);
-  for (Gate& gate : shared.gates.rows_empty) gate.open(KeyBlocks<dim>::consumers / 32);
-}
-
-template <int dim>
+template <int dim, bool keeps>
 __global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1)
     attention_key_blocks_kernel(const HeadSlice slice) {
   using Blocks = KeyBlocks<dim>;
   const Blocks shared;
-  const Share share(static_cast<int>(slice.pass.block_count) * slice.heads);
-  if (threadIdx.x == 0) open(shared);
+  if (threadIdx.x == 0) {
+    for (Gate& gate : shared.gates.keys_full) gate.open(32 * kLoaders);
+    for (Gate& gate : shared.gates.keys_empty) gate.open(Blocks::consumers / 32);
+    for (Gate& gate : shared.gates.rows_full) gate.open(32 * kLoaders);
+    for (Gate& gate : shared.gates.rows_empty) gate.open(Blocks::consumers / 32);
+  }
   __syncthreads();
   if (warpgroup() == Blocks::consumers / 128) {
     set_registers<24, false>();
-    load_blocks(slice, shared, share);
+    load_blocks(slice, shared);
   } else {
     set_registers<240, true>();
-    sum_over_rows<dim, false>(slice, shared, share);
+    sum_over_rows<dim, keeps>(slice, shared);
   }
 }
 
 // ---- dQ
 
-// Warpgroups of a tile each share the tiles of keys; dS comes from its images straight to registers.
+// Warpgroups of a tile each share the tiles of keys; dS comes from its images
+// straight to registers.
 template <int dim>
 struct TileGroups {
   static constexpr int consumers = 128 * kGroupTiles, threads = consumers + 32 * kLoaders, stages = 5;
@@ -373,13 +370,13 @@ struct TileGroups {
 };
 
 template <int dim>
-__device__ void load_keys(const HeadSlice& slice, const TileGroups<dim>& shared, Share share) {
+__device__ void load_keys(const HeadSlice& slice, const TileGroups<dim>& shared) {
   using Groups = TileGroups<dim>;
   const AttentionBackward& p = slice.pass;
   const int readers = p.in.query_heads / p.in.key_heads, heads = slice.heads * readers,
             loader = (static_cast<int>(threadIdx.x) - Groups::consumers) / 32;
   RingPlace<Groups::stages> keys_at;
-  for (; share.has_work(); share.next()) {
+  for (Share share(static_cast<int>(p.group_count) * heads); share.has_work(); share.next()) {
     const int key_head = slice.first_head + share.index() % heads / readers;
     const TileGroup& group = p.groups[share.index() / heads];
     const bf16* const keys = rows_of(p.in.key, p.in.key_strides, group.sequence, key_head);
@@ -394,13 +391,14 @@ __device__ void load_keys(const HeadSlice& slice, const TileGroups<dim>& shared,
 }
 
 template <int dim>
-__device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& shared, Share share) {
+__device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& shared) {
   using Groups = TileGroups<dim>;
   const AttentionBackward& p = slice.pass;
   const int readers = p.in.query_heads / p.in.key_heads, heads = slice.heads * readers,
             lane = static_cast<int>(threadIdx.x) % 32, place = warpgroup(), row0 = warp_of_group() * 16;
   constexpr int depth = kBlockKeys / 16;
   RingPlace<Groups::stages> keys_at;
+  Share share(static_cast<int>(p.group_count) * heads);
   const auto read = [&](int index, int& last, TileGroup::Tile& tile) {
     const TileGroup& group = p.groups[index / heads];
     last = group.last, tile = group.tiles[place];
@@ -428,9 +426,7 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
         a[k][0] = four.x, a[k][1] = four.y, a[k][2] = four.z, a[k][3] = four.w;
       }
     };
-    // The next images are asked for once the product is under way, not before: warpgroup_fence() waits for
-    // every load into registers.
-    const auto add = [&](const uint32_t(&a)[depth][4], uint32_t(&next)[depth][4], int n) {
+    const auto add = [&](const uint32_t(&a)[depth][4], int n) {
       if (n >= blocks) return;
       shared.gates.full[keys_at.stage].wait(keys_at.parity);
       if (n < own_blocks) {
@@ -438,7 +434,6 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
         warpgroup_fence();
         multiply_columns(q_grad, a, shared.keys(keys_at.stage));
         warpgroup_commit();
-        fetch(next, n + 1);
         warpgroup_wait<0>();
         settle(q_grad);
       }
@@ -447,8 +442,10 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
     };
     fetch(score_grads[0], 0);
     for (int n = 0; n < blocks; n += 2) {
-      add(score_grads[0], score_grads[1], n);
-      add(score_grads[1], score_grads[0], n + 1);
+      fetch(score_grads[1], n + 1);
+      add(score_grads[0], n);
+      fetch(score_grads[0], n + 2);
+      add(score_grads[1], n + 1);
     }
     q_grad.for_pairs([&](int, int, float& a, float& b) { a *= p.in.scale, b *= p.in.scale; });
     store_rows(q_grad, shared.results(place), row0, [&](int row) -> bf16* {
@@ -460,123 +457,52 @@ __device__ void sum_over_keys(const HeadSlice& slice, const TileGroups<dim>& sha
 }
 
 template <int dim>
-__device__ void open(const TileGroups<dim>& shared) {
-  for (Gate& gate : shared.gates.full) gate.open(32 * kLoaders);
-  for (Gate& gate : shared.gates.empty) gate.open(TileGroups<dim>::consumers / 32);
-}
-
-// ---- both
-
-// The first key_blocks of the grid make dK, dV and dS of some heads, the others dQ of other heads.
-struct HeadSlices {
-  HeadSlice keys, queries;
-  int key_blocks;
-};
-
-template <int dim>
-constexpr size_t kept_bytes = std::max(KeyBlocks<dim>::bytes, TileGroups<dim>::bytes);
-
-template <int dim>
-__global__ void __launch_bounds__(KeyBlocks<dim>::threads, 1) attention_kept_kernel(const HeadSlices step) {
-  static_assert(int{KeyBlocks<dim>::threads} == TileGroups<dim>::threads);
-  const KeyBlocks<dim> by_keys;
-  const TileGroups<dim> by_rows;
-  const bool has_keys = static_cast<int>(blockIdx.x) < step.key_blocks;
-  const auto share_of_keys = [&] {
-    return Share(static_cast<int>(step.keys.pass.block_count) * step.keys.heads, static_cast<int>(blockIdx.x),
-                 step.key_blocks);
-  };
-  const auto share_of_queries = [&] {
-    return Share(static_cast<int>(step.queries.pass.group_count) * step.queries.heads *
-                     (step.queries.pass.in.query_heads / step.queries.pass.in.key_heads),
-                 static_cast<int>(blockIdx.x) - step.key_blocks,
-                 static_cast<int>(gridDim.x) - step.key_blocks);
-  };
+__global__ void __launch_bounds__(TileGroups<dim>::threads, 1)
+    attention_tile_groups_kernel(const HeadSlice slice) {
+  using Groups = TileGroups<dim>;
+  const Groups shared;
   if (threadIdx.x == 0) {
-    if (has_keys) {
-      open(by_keys);
-    } else {
-      open(by_rows);
-    }
+    for (Gate& gate : shared.gates.full) gate.open(32 * kLoaders);
+    for (Gate& gate : shared.gates.empty) gate.open(Groups::consumers / 32);
   }
   __syncthreads();
-  if (warpgroup() == KeyBlocks<dim>::consumers / 128) {
-    set_registers<24, false>();
-    if (has_keys) {
-      load_blocks(step.keys, by_keys, share_of_keys());
-    } else {
-      load_keys(step.queries, by_rows, share_of_queries());
-    }
+  if (warpgroup() == kGroupTiles) {
+    set_registers<32, false>();
+    load_keys(slice, shared);
   } else {
-    set_registers<240, true>();
-    if (has_keys) {
-      sum_over_rows<dim, true>(step.keys, by_keys, share_of_keys());
-    } else {
-      sum_over_keys(step.queries, by_rows, share_of_queries());
-    }
+    set_registers<160, true>();
+    sum_over_keys(slice, shared);
   }
 }
 
-// What dQ of a tile and a block of keys takes of a multiprocessor's time, beside dK, dV and dS of the same.
-constexpr double kQueryCost = 0.2;
+dim3 blocks_for(int64_t work) {
+  return dim3(static_cast<unsigned>(std::min<int64_t>(work, multiprocessors())));
+}
 
-// Every multiprocessor takes a block, or as many blocks as there are pieces of work.
+template <int dim, bool keeps>
+void run_keys(const HeadSlice& slice, void* stream) {
+  using Blocks = KeyBlocks<dim>;
+  launch<attention_key_blocks_kernel<dim, keeps>>(blocks_for(slice.pass.block_count * slice.heads),
+                                                  Blocks::threads, Blocks::bytes, stream, slice);
+}
+
 template <int dim>
 void run_kept(const AttentionBackward& p, void* stream) {
-  const int heads = p.in.key_heads, readers = p.in.query_heads / heads, all = multiprocessors();
-  const auto launch_step = [&](const HeadSlice& keys, const HeadSlice& queries) {
-    const int64_t key_work = p.block_count * keys.heads, query_work = p.group_count * queries.heads * readers;
-    if (key_work + query_work == 0) return;
-    int key_blocks = all, query_blocks = all;
-    if (key_work > 0 && query_work > 0) {
-      query_blocks = static_cast<int>(
-          std::lround(all * kQueryCost * queries.heads / (keys.heads + kQueryCost * queries.heads)));
-      query_blocks = std::clamp(query_blocks, 1, all - 1);
-      key_blocks = all - query_blocks;
-    }
-    HeadSlices step{keys, queries, static_cast<int>(std::min<int64_t>(key_blocks, key_work))};
-    const int64_t blocks = step.key_blocks + std::min<int64_t>(query_blocks, query_work);
-    launch<attention_kept_kernel<dim>>(dim3(static_cast<unsigned>(blocks)), KeyBlocks<dim>::threads,
-                                       kept_bytes<dim>, stream, step);
-  };
-  // Slices that become smaller, because dQ of the last one has no company, but not so small that they do not
-  // fill the device; two that follow each other have their images on either side of the scratch.
-  const int least = static_cast<int>((3 * int64_t{all} / 2 + p.block_count - 1) /
-                                     std::max<int64_t>(p.block_count, 1)),
-            most = p.overlaps ? std::max(p.kept_heads / 2, 1) : p.kept_heads;
-  HeadSlice before{p, 0, 0, 0};
-  for (int first = 0, count = 0; first < heads; ++count) {
-    const int left = heads - first;
-    int size = p.overlaps ? std::max((left + 1) / 2, least) : left;
-    if (left - size < least) size = left;
-    size = std::min({size, most, left});
-    const HeadSlice slice{p, first, size, p.overlaps && count % 2 == 1 ? p.kept_heads - size : 0};
-    if (!p.overlaps) {
-      launch_step(slice, HeadSlice{p, 0, 0, 0});
-      launch_step(HeadSlice{p, 0, 0, 0}, slice);
-    } else {
-      launch_step(slice, before);
-      before = slice;
-    }
-    first += size;
+  for (int first = 0; first < p.in.key_heads; first += p.slice_heads) {
+    const HeadSlice slice{p, first, std::min(p.slice_heads, p.in.key_heads - first)};
+    run_keys<dim, true>(slice, stream);
+    const int query_heads = slice.heads * (p.in.query_heads / p.in.key_heads);
+    launch<attention_tile_groups_kernel<dim>>(blocks_for(p.group_count * query_heads),
+                                              TileGroups<dim>::threads, TileGroups<dim>::bytes, stream,
+                                              slice);
   }
-  if (p.overlaps) launch_step(HeadSlice{p, 0, 0, 0}, before);
-}
-
-template <int dim>
-void run_keys(const AttentionBackward& p, void* stream) {
-  const HeadSlice slice{p, 0, p.in.key_heads, 0};
-  const int64_t work = p.block_count * slice.heads;
-  launch<attention_key_blocks_kernel<dim>>(
-      dim3(static_cast<unsigned>(std::min<int64_t>(work, multiprocessors()))), KeyBlocks<dim>::threads,
-      KeyBlocks<dim>::bytes, stream, slice);
 }
 
 }  // namespace
 
 bool has_backward_rings(int dim) {
-  return (dim == 128 ? kept_bytes<128> : KeyBlocks<64>::bytes) <= largest_shared_memory() &&
-         query_ring_bytes(dim) <= largest_shared_memory();
+  return std::max(dim == 128 ? KeyBlocks<128>::bytes : KeyBlocks<64>::bytes,
+                  dim == 128 ? TileGroups<128>::bytes : TileGroups<64>::bytes) <= largest_shared_memory();
 }
 
 void attention_backward_kept(const AttentionBackward& arguments, void* stream) {
@@ -584,10 +510,11 @@ void attention_backward_kept(const AttentionBackward& arguments, void* stream) {
 }
 
 void attention_key_gradients(const AttentionBackward& arguments, void* stream) {
+  const HeadSlice slice{arguments, 0, arguments.in.key_heads};
   if (arguments.in.dim == 128) {
-    run_keys<128>(arguments, stream);
+    run_keys<128, false>(slice, stream);
   } else {
-    run_keys<64>(arguments, stream);
+    run_keys<64, false>(slice, stream);
   }
 }
 

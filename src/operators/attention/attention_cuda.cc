@@ -72,13 +72,9 @@ at::Tensor keep_score_gradients(cuda::AttentionBackward& p, const KeyPlan& plan,
       plan.images * (cuda::kTileRows * cuda::kBlockKeys) * (p.in.query_heads / p.in.key_heads);
   const int64_t most = most_score_gradient_bytes / std::max<int64_t>(head_elements * query.element_size(), 1);
   if (plan.images == 0 || most == 0 || !cuda::has_backward_rings(p.in.dim)) return {};
-  p.overlaps = std::min<int64_t>(most, p.in.key_heads) > 1 &&
-               plan.images * p.in.query_heads >= least_overlapped_images;
-  const int64_t slices = (p.in.key_heads + most - 1) / most,
-                heads = p.overlaps ? std::min<int64_t>(most, p.in.key_heads)
-                                   : (p.in.key_heads + slices - 1) / slices;
+  const int64_t slices = (p.in.key_heads + most - 1) / most, heads = (p.in.key_heads + slices - 1) / slices;
   const at::Tensor scratch = at::empty({heads * head_elements}, query.options());
-  p.score_grads = scratch.data_ptr(), p.kept_heads = static_cast<int>(heads);
+  p.score_grads = scratch.data_ptr(), p.slice_heads = static_cast<int>(heads);
   p.tile_images = plan.tile_images.data(), p.images = plan.images;
   p.groups = plan.groups.data(), p.group_count = plan.groups.count;
   return scratch;

@@ -25,9 +25,6 @@ std::tuple<at::Tensor, at::Tensor> attention_rows(const at::Tensor& query, const
 // Scratch of backward that may hold gradients of scores, for some heads at a time; where one does not fit
 // they are computed twice. A test tries less.
 inline int64_t most_score_gradient_bytes = int64_t{3} << 29;
-// Images of gradients of scores from which on the kernels that write and read them run side by side, some
-// hundred for each multiprocessor. A test tries fewer.
-inline int64_t least_overlapped_images = 1 << 14;
 
 // For everything that no kernel serves: composed ATen operations, one masked product per sequence. Any device
 // and dtype; autograd follows it and keeps the probabilities.

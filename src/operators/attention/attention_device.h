@@ -61,18 +61,17 @@ __device__ inline void load_rows_by_warps(int warp, Panels<rows, columns> tile, 
     }
 }
 
-// The pieces of work, longest first, that one of so many blocks takes: rounds of one each, every other one
-// backwards, so that the sums are even.
+// The pieces of work, longest first, that a block of a grid of so many takes: rounds of one each, every other
+// one backwards, so that the sums are even.
 struct Share {
-  int total, place, step, sharers;
+  int total, block, blocks, begin = 0;
+  bool is_backward = false;
 
-  __device__ Share(int all, int block, int blocks)
-      : total(all), place(block), step(2 * (blocks - block) - 1), sharers(blocks) {}
   __device__ explicit Share(int all)
-      : Share(all, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x)) {}
-  __device__ int index() const { return place; }
-  __device__ bool has_work() const { return place < total; }
-  __device__ void next() { place += step, step = 2 * sharers - step; }
+      : total(all), block(static_cast<int>(blockIdx.x)), blocks(static_cast<int>(gridDim.x)) {}
+  __device__ int index() const { return begin + (is_backward ? blocks - 1 - block : block); }
+  __device__ bool has_work() const { return index() < total; }
+  __device__ void next() { begin += blocks, is_backward = !is_backward; }
 };
 
 // Rounds a warp's 16 rows of a result and copies them to global memory, through the same rows of a tile that

@@ -2,7 +2,6 @@
 // in attention_forward_kernels.cu, attention_backward*_kernels.cu and attention_decode_kernels.cu.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 namespace oryx::cuda {
@@ -30,7 +29,7 @@ constexpr int kBlockKeys = 128;
 
 // Neighbouring tiles of one sequence that a block of the pass over dS takes together; those that are missing
 // have no rows and see no key.
-constexpr int kGroupTiles = 2;
+constexpr int kGroupTiles = 3;
 struct TileGroup {
   struct Tile {
     int32_t row = 0, rows = 0, last = -1;
@@ -83,18 +82,16 @@ struct AttentionBackward {
 
   // Where dS is kept between dK, dV and dQ: an image of kTileRows by kBlockKeys bfloat16 for every tile and
   // block of keys that it sees.
-  void* score_grads;           // [kept_heads · Hq / Hk, images] scratch, or null: dS is computed twice
+  void* score_grads;           // [slice_heads · Hq / Hk, images] scratch, or null: dS is computed twice
   const int32_t* tile_images;  // of each tile, the number of its first image
   int64_t images;              // of a head
-  int kept_heads;              // key heads whose images the scratch holds
-  bool overlaps;               // dQ of some heads is to run beside dK and dV of others; kept_heads > 1
+  int slice_heads;             // key heads whose images the scratch holds
   const TileGroup* groups;     // all tiles, the longest first
   int64_t group_count;
 };
 // Whether the current device has shared memory for the rings of tiles of the following three, which take the
 // statistics: dK, dV and dQ with dS kept between them, for heads of 128; dK and dV; dQ.
 bool has_backward_rings(int dim);
-size_t query_ring_bytes(int dim);  // of the last
 void attention_backward_kept(const AttentionBackward& arguments, void* stream);
 void attention_key_gradients(const AttentionBackward& arguments, void* stream);
 void attention_query_gradients(const AttentionBackward& arguments, void* stream);
