@@ -124,6 +124,7 @@ std::string excess_table(const CurveSource& source) {
       first.push_back({"none", "muted"});
       for (size_t i = 0; i < std::size(kEnds) + 1; ++i) first.push_back(number_cell(""));
       group.rows.push_back(std::move(first));
+      continue;
     }
     for (size_t n = 0; n < curve.switches.size(); ++n) {
       const SwitchRow& change = curve.switches[n];
