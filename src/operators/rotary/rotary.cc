@@ -55,6 +55,7 @@ class Rotary : public torch::autograd::Function<Rotary> {
     const variable_list saved = context->get_saved_variables();
     at::Tensor dy = grads[0], dy_again = grads.size() > 1 ? grads[1] : at::Tensor();
     if (!dy.defined()) std::swap(dy, dy_again);
+    if (!dy.defined()) return variable_list(4);
     if (dy_again.defined() && !cuda::serves(dy)) dy = dy + std::exchange(dy_again, {});
     if (dy_again.defined()) {
       dy = dy.contiguous(), dy_again = dy_again.contiguous();
