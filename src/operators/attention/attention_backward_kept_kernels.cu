@@ -501,8 +501,9 @@ void run_kept(const AttentionBackward& p, void* stream) {
 }  // namespace
 
 bool has_backward_rings(int dim) {
-  return std::max(dim == 128 ? KeyBlocks<128>::bytes : KeyBlocks<64>::bytes,
-                  dim == 128 ? TileGroups<128>::bytes : TileGroups<64>::bytes) <= largest_shared_memory();
+  const size_t others =
+      dim == 128 ? std::max(KeyBlocks<128>::bytes, TileGroups<128>::bytes) : KeyBlocks<64>::bytes;
+  return std::max(others, query_ring_bytes(dim)) <= largest_shared_memory();
 }
 
 void attention_backward_kept(const AttentionBackward& arguments, void* stream) {

@@ -258,6 +258,8 @@ void run(const AttentionBackward& p, void* stream) {
 
 }  // namespace
 
+size_t query_ring_bytes(int dim) { return dim == 128 ? QueryItems<128>::bytes : QueryItems<64>::bytes; }
+
 void attention_query_gradients(const AttentionBackward& arguments, void* stream) {
   if (arguments.in.dim == 128) {
     run<128>(arguments, stream);

@@ -20,7 +20,7 @@ using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
 // In training, forward and backward, the kernels of this folder reach about this share of the rate of the
-// library that computes all tokens. Forward alone they are as fast, and the library plans anew for each
+// library that computes all tokens. Forward alone they are as fast, and the library plans anew for every
 // shape.
 constexpr double kDenseShare = 0.8;
 

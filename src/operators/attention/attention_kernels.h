@@ -2,6 +2,7 @@
 // in attention_forward_kernels.cu, attention_backward*_kernels.cu and attention_decode_kernels.cu.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace oryx::cuda {
@@ -92,6 +93,7 @@ struct AttentionBackward {
 // Whether the current device has shared memory for the rings of tiles of the following three, which take the
 // statistics: dK, dV and dQ with dS kept between them, for heads of 128; dK and dV; dQ.
 bool has_backward_rings(int dim);
+size_t query_ring_bytes(int dim);  // of the last
 void attention_backward_kept(const AttentionBackward& arguments, void* stream);
 void attention_key_gradients(const AttentionBackward& arguments, void* stream);
 void attention_query_gradients(const AttentionBackward& arguments, void* stream);
