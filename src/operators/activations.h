@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <initializer_list>
 #include <string_view>
+#include <utility>
 
 #include "base/error.h"
 
@@ -33,6 +34,15 @@ inline void expect_activations(std::string_view who, std::string_view name, cons
 // The tensor itself where its last dimension is contiguous, which is all the kernels ask for, else a copy.
 inline at::Tensor contiguous_rows(const at::Tensor& tensor) {
   return tensor.size(-1) <= 1 || tensor.stride(-1) == 1 ? tensor : tensor.contiguous();
+}
+
+// What flows back to a tensor of two readers, either of which may give nothing (undefined): a gradient, and
+// where `adds` says that the kernel adds them itself, a second one of the same strides, else undefined.
+inline std::pair<at::Tensor, at::Tensor> joined_gradients(at::Tensor first, at::Tensor second, bool adds) {
+  if (!first.defined()) std::swap(first, second);
+  if (!second.defined()) return {first, second};
+  if (!adds) return {first.add(second), at::Tensor()};
+  return {first.contiguous(), second.contiguous()};
 }
 
 // Whether autograd wants a gradient for any of the tensors; undefined ones count as constants.

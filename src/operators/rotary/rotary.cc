@@ -53,16 +53,10 @@ class Rotary : public torch::autograd::Function<Rotary> {
 
   static variable_list backward(AutogradContext* context, variable_list grads) {
     const variable_list saved = context->get_saved_variables();
-    at::Tensor dy = grads[0], dy_again = grads.size() > 1 ? grads[1] : at::Tensor();
-    if (!dy.defined()) std::swap(dy, dy_again);
+    const auto [dy, dy_again] = joined_gradients(grads[0], grads.size() > 1 ? grads[1] : at::Tensor(),
+                                                 /*adds=*/cuda::serves(saved[0]));
     if (!dy.defined()) return variable_list(4);
-    if (dy_again.defined() && !cuda::serves(dy)) dy = dy + std::exchange(dy_again, {});
-    if (dy_again.defined()) {
-      dy = dy.contiguous(), dy_again = dy_again.contiguous();
-    } else {
-      dy = contiguous_rows(dy);
-    }
-    return {kernel(dy, saved[0], saved[1], /*backwards=*/true, dy_again), {}, {}, {}};
+    return {kernel(contiguous_rows(dy), saved[0], saved[1], /*backwards=*/true, dy_again), {}, {}, {}};
   }
 };
 }  // namespace

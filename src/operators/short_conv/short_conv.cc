@@ -64,11 +64,9 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
     const int64_t batch = x.size(0), time = x.size(1), channels = x.size(2), width = weight.size(1);
     const int64_t blocks = batch * ((time + short_conv_block - 1) / short_conv_block);
 
-    at::Tensor dy = grads[0], dy_again = grads.size() > 2 ? grads[2] : at::Tensor();
-    if (!dy.defined()) std::swap(dy, dy_again);
-    if (dy_again.defined() && !cuda::serves(x)) dy = dy + std::exchange(dy_again, {});
-    dy = dy.defined() ? dy.contiguous() : at::zeros(x.sizes(), x.options());
-    if (dy_again.defined()) dy_again = dy_again.contiguous();
+    const auto [given, dy_again] = joined_gradients(grads[0], grads.size() > 2 ? grads[2] : at::Tensor(),
+                                                    /*adds=*/cuda::serves(x));
+    const at::Tensor dy = given.defined() ? given.contiguous() : at::zeros(x.sizes(), x.options());
     const at::Tensor dnew_tail = grads[1].defined() ? grads[1].contiguous() : at::Tensor();
     at::Tensor dx = at::empty(x.sizes(), x.options()),
                sums = at::empty({width + 1, channels}, weight.options());

@@ -1,3 +1,5 @@
+#include <fmt/format.h>
+
 #include "operators/device/device_testing.h"
 #include "operators/short_conv/short_conv.h"
 #include "operators/testing.h"
@@ -47,13 +49,21 @@ at::Tensor padded(const at::Tensor& x, int64_t padding) {
   return wide.narrow(2, 0, x.size(2));
 }
 
+double tolerance(at::ScalarType dtype) {
+  return dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 1e-6 : 5e-3;
+}
+
+std::string name(const Case& c, at::ScalarType dtype) {
+  return fmt::format("{} x {} x {} width {} {} {}", c.batch, c.time, c.channels, c.width, c.activation,
+                     at::toString(dtype));
+}
+
 TEST(ShortConvKernels, MatchReference) {
   at::manual_seed(1);
   for (const Case& c : make_cases()) {
     if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
-      const double tolerance = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 1e-6 : 5e-3;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
       const auto wide = options.dtype(dtype == at::kBFloat16 ? at::kFloat : dtype);
       Tensors inputs = {leaf(padded(at::randn({c.batch, c.time, c.channels}, options), c.padding)),
@@ -83,9 +93,8 @@ TEST(ShortConvKernels, MatchReference) {
         for (const at::Tensor& t : inputs) truth.push_back(leaf(t.to(at::kDouble)));
         const Tensors want = run(short_conv_reference, truth, at::kDouble);
         for (size_t i = 0; i < got.size(); ++i) {
-          EXPECT_LE(relative_error(got[i], want[i]), tolerance)
-              << "result " << i << " of " << c.batch << " x " << c.time << " x " << c.channels << " width "
-              << c.width << " " << c.activation << " " << at::toString(dtype);
+          EXPECT_LE(relative_error(got[i], want[i]), tolerance(dtype))
+              << "result " << i << " of " << name(c, dtype);
         }
         EXPECT_TRUE(at::equal(got.back().to(at::kDouble), want.back()));
       }
@@ -99,7 +108,6 @@ TEST(ShortConvKernels, TwoReadersFlowBackTogether) {
     if (testing::wants_small_cases() && c.on_gpu_only) continue;
     for (const at::ScalarType dtype : {at::kBFloat16, at::kFloat, at::kDouble}) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
-      const double tolerance = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 1e-6 : 5e-3;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
       const auto wide = options.dtype(dtype == at::kBFloat16 ? at::kFloat : dtype);
       const Tensors inputs = {leaf(padded(at::randn({c.batch, c.time, c.channels}, options), c.padding)),
@@ -121,9 +129,8 @@ TEST(ShortConvKernels, TwoReadersFlowBackTogether) {
       const at::Tensor both = upstream[0].to(at::kDouble) + upstream[1].to(at::kDouble);
       const Tensors want = testing::gradients({y, tail}, truth, {both, upstream[2].to(at::kDouble)});
       for (size_t i = 0; i < got.size(); ++i) {
-        EXPECT_LE(relative_error(got[i], want[i]), tolerance)
-            << "gradient " << i << " of " << c.batch << " x " << c.time << " x " << c.channels << " width "
-            << c.width << " " << c.activation << " " << at::toString(dtype);
+        EXPECT_LE(relative_error(got[i], want[i]), tolerance(dtype))
+            << "gradient " << i << " of " << name(c, dtype);
       }
       if (c.time == 0) continue;
       const Tensors second = testing::with_kernels([&] {
