@@ -26,7 +26,7 @@ __device__ void walk_states(const GatedDeltaArguments& p, int index) {
           loads.load_gates(stage.gates, chunk);
           loads.load_inverse(stage.inverse, chunk);
         },
-        [&](int step) { make_factors(memory.stage(step).gates); });
+        [](int) {});
   }
   begin_walk<Memory>();
   StateRows<key_dim> state;
@@ -78,7 +78,6 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
         },
         [&](int step) {
           const auto stage = memory.stage(step);
-          make_factors(stage.gates);
           if (same_in_warp(has_rows(step)))
             make_scores(memory.scores(step), stage.query, stage.key, stage.gates, p.scale);
         });
@@ -93,7 +92,7 @@ __device__ void walk_gradients(const GatedDeltaArguments& p, int index) {
     const auto stage = memory.stage(step);
     const int chunk = last - of.chunk(step), reader = of.reader(step);
     const int64_t first_row = (origin.index + chunk) * p.value_dim + part_column + d_state.column0();
-    const StepGates gates(stage.gates);
+    const Gates gates(stage.gates);
     if (reader == 0) {
       typename StateRows<key_dim>::Operand rounded;
       as_operand(rounded, d_state.values);

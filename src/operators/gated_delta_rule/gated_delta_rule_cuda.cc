@@ -154,7 +154,7 @@ struct Call {
 
   void prepare() {
     constexpr int64_t chunk = cuda::gated_delta_chunk;
-    take_up_prepared(per_block(chunk, chunk), per_block(2, chunk, at::kFloat));
+    take_up_prepared(per_block(chunk, chunk), per_block(cuda::gated_delta_gate_rows, chunk, at::kFloat));
     cuda::gated_delta_prepare(arguments, stream);
   }
   // Backward takes up what forward prepared.

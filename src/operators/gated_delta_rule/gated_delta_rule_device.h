@@ -147,21 +147,19 @@ __device__ inline void multiply_tiles(Accumulator<row_tiles, column_tiles>& sum,
   }
 }
 
-// gates of a block as they lie in shared memory.
+// gates of a block as they lie in memory, global or shared.
 struct Gates {
-  const float* log_gamma;  // G · log₂e
-  const float* beta;
+  float *log_gamma, *beta, *gamma, *rho, *beta_rho;  // log_gamma is G · log₂e
 
-  __device__ explicit Gates(const float* base) : log_gamma(base), beta(base + kChunk) {}
-  __device__ float gamma(int i) const { return exp2_fast(log_gamma[i]); }
-  __device__ float rho(int i) const { return exp2_fast(log_gamma[kChunk - 1] - log_gamma[i]); }
-  __device__ float total() const { return exp2_fast(log_gamma[kChunk - 1]); }
-  // Γ; masked before the exponential, which may overflow above the diagonal.
-  __device__ float between(int i, int j) const {
-    return i >= j ? exp2_fast(log_gamma[i] - log_gamma[j]) : 0.0f;
-  }
+  __device__ explicit Gates(float* base)
+      : log_gamma(base),
+        beta(base + kChunk),
+        gamma(base + 2 * kChunk),
+        rho(base + 3 * kChunk),
+        beta_rho(base + 4 * kChunk) {}
+  __device__ float total() const { return gamma[kChunk - 1]; }
 };
-constexpr int kGates = 2 * kChunk;
+constexpr int kGates = gated_delta_gate_rows * kChunk;
 
 __device__ inline void load_gates(float* gates, const GatedDeltaArguments& p, int64_t block) {
   if (threadIdx.x < kGates / 4)

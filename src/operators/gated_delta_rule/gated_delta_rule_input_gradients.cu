@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
     warpgroup_commit();
     multiply_group<plain, transposed, kChunk>(d_key, memory.square, memory.query, key0, true);
     warpgroup_commit();
-    const float factor[2] = {p.scale * gates.gamma(row), p.scale * gates.gamma(row + 8)};
+    const float factor[2] = {p.scale * gates.gamma[row], p.scale * gates.gamma[row + 8]};
     warpgroup_wait<1>();
     settle(d_query);
     scale_rows(d_query, factor);
@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
   multiply_group<plain, transposed, kChunk>(d_key, memory.square, memory.key, key0, true);
   multiply_group<transposed, transposed, kChunk>(d_key, memory.square, memory.key, key0, true);
   warpgroup_commit();
-  const float of_y[2] = {-gates.gamma(row) * gates.beta[row], -gates.gamma(row + 8) * gates.beta[row + 8]};
+  const float of_y[2] = {-gates.gamma[row] * gates.beta[row], -gates.gamma[row + 8] * gates.beta[row + 8]};
   warpgroup_wait<1>();
   __syncthreads();  // Y has been read
   load_d_state(1);
@@ -347,7 +347,7 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
   warpgroup_wait<0>();
   settle(bracket);
   {
-    const float factor[2] = {gates.rho(row) * gates.beta[row], gates.rho(row + 8) * gates.beta[row + 8]};
+    const float factor[2] = {gates.beta_rho[row], gates.beta_rho[row + 8]};
     float x[2] = {};
     beside(bracket, memory.key, row0, key0, [&](int below, int j, float2 key, float& first, float& second) {
       first *= factor[below], second *= factor[below];

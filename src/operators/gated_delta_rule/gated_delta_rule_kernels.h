@@ -14,6 +14,8 @@ namespace oryx::cuda {
 constexpr int gated_delta_chunk = 64;
 // int32 of one chunk in GatedDeltaArguments::rows: 64 rows, their count, padding to 16 bytes.
 constexpr int gated_delta_row_table = 68;
+// Rows of one chunk in GatedDeltaArguments::gates.
+constexpr int gated_delta_gate_rows = 5;
 
 // Rows along the last dimension of a tensor, 16-byte aligned; strides in elements. Packed tensors have batch
 // 0 and time = the stride between packed rows.
@@ -53,7 +55,7 @@ struct GatedDeltaArguments {
   // bf16 [blocks, 64, 64]: C, strictly lower, where A = (I + L)⁻¹ = I + β ⊙ C. Squares of 16 above those on
   // the diagonal hold anything.
   void* inverse;
-  float* gates;     // [blocks, 2, 64]: G · log₂e, β
+  float* gates;     // [blocks, gated_delta_gate_rows, 64]: G · log₂e, β, γ, ρ, β ⊙ ρ
   void* states;     // bf16 [blocks, value_dim, key_dim]: Sᵀ before the chunk
   void* surprises;  // bf16 [blocks, value_dim, 64]: Nᵀ, U = β ⊙ N
 

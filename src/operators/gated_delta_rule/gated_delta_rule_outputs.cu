@@ -37,7 +37,6 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
         },
         [&](int step) {
           const auto stage = memory.stage(step);
-          make_factors(stage.gates);
           if (same_in_warp(memory.rows(step)[kChunk] > 0))
             make_scores(memory.scores(step), stage.query, stage.key, stage.gates, p.scale);
         });
@@ -51,7 +50,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
   walk_steps<Memory>(steps, [&](int step) {
     const auto stage = memory.stage(step);
     const int32_t* rows = memory.rows(step);
-    const StepGates gates(stage.gates);
+    const Gates gates(stage.gates);
     const int reader = of.reader(step);
     Accumulator<1, 8> output;  // Oᵀ; of whatever lies there where the chunk has no rows
     if (reader == 0) {

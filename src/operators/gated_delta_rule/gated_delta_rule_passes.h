@@ -27,7 +27,7 @@ struct PassMemory {
   static constexpr int stages = has_query ? 3 : 4;
   static constexpr size_t scores_at = stages * stage_bytes,
                           gates_at = scores_at + (has_query ? 2 * Square::bytes : 0);
-  static constexpr size_t gate_bytes = (kGates + 3 * kChunk) * sizeof(float);  // StepGates
+  static constexpr size_t gate_bytes = kGates * sizeof(float);
   static constexpr size_t rows_at = gates_at + stages * gate_bytes;
   static constexpr size_t row_bytes = gated_delta_row_table * sizeof(int32_t);
   static constexpr size_t bytes = rows_at + 2 * stages * row_bytes;
@@ -163,8 +163,8 @@ constexpr int kLoadersMeet = 1;  // their barrier; that of a step is the block's
 //
 // All threads of the block come to a barrier B(s) at every step s: loaders after make(s), walkers before they
 // read what it made. So all that is read in step s was written before B(s), and walkers are done with it when
-// they come to B(s + 1). Its place is next written, for step s + stages, by copies issued after B(s + 1) and
-// by make() after B(s + stages − 1); the scores' place, of two, for step s + 2, by make() after B(s + 1).
+// they come to B(s + 1). Its place is next written, for step s + stages, by copies issued after B(s + 1); the
+// scores' place, of two, for step s + 2, by make() after B(s + 1).
 template <typename Memory, typename LoadTable, typename Load, typename Make>
 __device__ inline void load_steps(int steps, LoadTable load_table, Load load, Make make) {
   constexpr bool is_early = Memory::stages > 3;

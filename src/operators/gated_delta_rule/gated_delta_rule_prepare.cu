@@ -23,9 +23,9 @@ struct GatesOfLane {
   }
 };
 
-// G and β of the chunk by the first warp.
+// The chunk's gates by the first warp, which leaves G and β in shared memory too.
 __device__ void write_gates(const GatedDeltaArguments& p, const Block& block, const GatesOfLane& of_lane,
-                            float* gates) {
+                            float* log_gammas, float* betas) {
   const int lane = static_cast<int>(threadIdx.x);
   const auto& [decay, beta] = of_lane;
   float sum = decay[0] + decay[1];
@@ -36,14 +36,16 @@ __device__ void write_gates(const GatedDeltaArguments& p, const Block& block, co
   }
   const float before = __shfl_up_sync(0xffffffffu, sum, 1);
   const float first = (lane > 0 ? before : 0.0f) + decay[0];
-  float* kept = p.gates + block.index * kGates;
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int i = 2 * lane + e;
-    const float log_gamma = (e == 0 ? first : sum) * log2_of_e;
-    gates[i] = log_gamma, gates[kChunk + i] = beta[e];
-    kept[i] = log_gamma, kept[kChunk + i] = beta[e];
-  }
+  const float2 log_gamma{first * log2_of_e, sum * log2_of_e};
+  const float total = __shfl_sync(0xffffffffu, log_gamma.y, 31);
+  const float2 rho{exp2_fast(total - log_gamma.x), exp2_fast(total - log_gamma.y)};
+  const Gates kept(p.gates + block.index * kGates);
+  const auto write = [&](float* to, float2 pair) { *reinterpret_cast<float2*>(to + 2 * lane) = pair; };
+  write(log_gammas, log_gamma), write(kept.log_gamma, log_gamma);
+  write(betas, {beta[0], beta[1]}), write(kept.beta, {beta[0], beta[1]});
+  write(kept.gamma, {exp2_fast(log_gamma.x), exp2_fast(log_gamma.y)});
+  write(kept.rho, rho);
+  write(kept.beta_rho, {beta[0] * rho.x, beta[1] * rho.y});
 }
 
 // The square holds L' below its diagonal, L = β ⊙ L', and C transposed above it.
@@ -174,14 +176,15 @@ template <int key_dim>
 struct PrepareMemory {
   using Keys = Panels<kChunk, key_dim>;
   Keys key{nullptr};
-  float *gates, *square;
+  float *log_gamma, *beta, *square;
   Tile<64> inverse{nullptr};  // in the square's place
 
-  static constexpr size_t bytes = Keys::bytes + (kGates + kChunk * kPitch) * sizeof(float);
+  static constexpr size_t bytes = Keys::bytes + (2 + kPitch) * kChunk * sizeof(float);
   __device__ explicit PrepareMemory(char* shared) {
     key.base = reinterpret_cast<bf16*>(shared);
-    gates = reinterpret_cast<float*>(shared + Keys::bytes);
-    square = gates + kGates;
+    log_gamma = reinterpret_cast<float*>(shared + Keys::bytes);
+    beta = log_gamma + kChunk;
+    square = beta + kChunk;
     inverse.base = reinterpret_cast<bf16*>(square);
   }
 };
@@ -194,14 +197,14 @@ __device__ void find_lower(Accumulator<1, 8>& sum, const PrepareMemory<key_dim>&
   multiply_group<Layout::plain, Layout::plain, key_dim>(sum, memory.key, memory.key, 0, false);
   warpgroup_commit();
   const int row = 16 * warp + lane / 4;
-  const float of_row[2] = {memory.gates[row], memory.gates[row + 8]};
+  const float of_row[2] = {memory.log_gamma[row], memory.log_gamma[row + 8]};
   warpgroup_wait<0>();
   settle(sum);
 #pragma unroll
   for (int j = 0; j < 8; ++j) {
     if (j / 2 > warp) continue;
     const int column = 8 * j + 2 * (lane % 4);
-    const float2 of_column = *reinterpret_cast<const float2*>(memory.gates + column);
+    const float2 of_column = *reinterpret_cast<const float2*>(memory.log_gamma + column);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int i = lane / 4 + e / 2 * 8, k = 8 * (j % 2) + 2 * (lane % 4) + e % 2;
@@ -215,7 +218,6 @@ __device__ void find_lower(Accumulator<1, 8>& sum, const PrepareMemory<key_dim>&
 template <int key_dim>
 __device__ void solve(const PrepareMemory<key_dim>& memory) {
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, m0 = 16 * warp;
-  const Gates gates(memory.gates);
   Accumulator<1, 8> products;
   find_lower(products, memory);
 #pragma unroll
@@ -228,13 +230,13 @@ __device__ void solve(const PrepareMemory<key_dim>& memory) {
     }
   }
   __syncwarp();  // a warp's diagonal square is its own
-  invert_diagonal(memory.square, gates.beta);
+  invert_diagonal(memory.square, memory.beta);
   __syncthreads();
   float below16[1][4], below32[2][4];
   const int half = warp / 2 * 32, column16 = warp % 2 * 8;
-  merge<16>(below16, memory.square, gates.beta, half, column16);
+  merge<16>(below16, memory.square, memory.beta, half, column16);
   __syncthreads();
-  merge<32>(below32, memory.square, gates.beta, 0, 8 * warp);
+  merge<32>(below32, memory.square, memory.beta, 0, 8 * warp);
   const Diagonal diagonal(memory.square);
   __syncthreads();
   diagonal.keep(memory.inverse);
@@ -252,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, 6) prepare_kernel(const ChunkArgumen
   const GatesOfLane gates(p, block);
   load_rows<kThreads>(memory.key, p.key_rows(block), p.key.time, block.valid);
   commit_copies();
-  if (thread < 32) write_gates(p, block, gates, memory.gates);
+  if (thread < 32) write_gates(p, block, gates, memory.log_gamma, memory.beta);
   wait_copies<0>();
   publish_to_products();
   __syncthreads();

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
           loads.load_gates(stage.gates, chunk);
           loads.load_inverse(stage.inverse, chunk);
         },
-        [&](int step) { make_factors(memory.stage(step).gates); });
+        [](int) {});
   }
   begin_walk<Memory>();
   StateRows<key_dim> state;

@@ -28,22 +28,6 @@ __device__ inline void add_rows(Accumulator<1, column_tiles>& sum, const uint32_
     for (int e = 0; e < 4; ++e) sum.value[0][j][e] += product.value[0][j][e];
 }
 
-// What a step has in shared memory of its gates: as they are loaded, G · log₂e and β, and what make_factors()
-// adds.
-struct StepGates {
-  const float *beta, *gamma, *rho, *beta_rho;
-
-  __device__ explicit StepGates(const float* base)
-      : beta(base + kChunk), gamma(base + 2 * kChunk), rho(base + 3 * kChunk), beta_rho(base + 4 * kChunk) {}
-  __device__ float total() const { return gamma[kChunk - 1]; }
-};
-// By the loaders: γ, ρ and β ⊙ ρ.
-__device__ inline void make_factors(float* gates) {
-  const int thread = static_cast<int>(threadIdx.x) % kLoaders, i = thread % kChunk;
-  const float factor = exp2_fast(thread < kChunk ? gates[i] : gates[kChunk - 1] - gates[i]);
-  gates[kGates + thread] = factor;
-  if (thread >= kChunk) gates[kGates + 2 * kChunk + i] = gates[kChunk + i] * factor;
-}
 // By the loaders: scale · P of a reader.
 template <int key_dim>
 __device__ inline void make_scores(Panels<kChunk, kChunk> scores, Panels<kChunk, key_dim> query,
@@ -77,7 +61,7 @@ __device__ inline void make_scores(Panels<kChunk, kChunk> scores, Panels<kChunk,
 // operand A, 16 columns by tokens 16 k …
 template <bool has_value = true, int width>
 __device__ inline void find_residual(Accumulator<1, 8>& residual, uint32_t (&weighted)[4][4], int column0,
-                                     Panels<kChunk, width> value, const StepGates& gates) {
+                                     Panels<kChunk, width> value, const Gates& gates) {
   const int t = static_cast<int>(threadIdx.x) % 4;
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
@@ -163,7 +147,7 @@ __device__ inline void weigh_tokens(uint32_t (&weighed)[4][4], const uint32_t (&
 template <int key_dim, typename Stage, typename KeepState, typename KeepSurprises>
 __device__ inline void take_step(StateRows<key_dim>& state, const Stage& stage, bool has_value,
                                  KeepState keep_state, KeepSurprises keep_surprises) {
-  const StepGates gates(stage.gates);
+  const Gates gates(stage.gates);
   typename StateRows<key_dim>::Operand rounded;
   as_operand(rounded, state.values);
   state.scale(gates.total());
