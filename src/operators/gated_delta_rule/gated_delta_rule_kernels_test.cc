@@ -247,6 +247,8 @@ TEST(GatedDeltaRuleKernels, SelectedTokens) {
   expect_close(x, "none");
   expect_close(select(x, {0, 64, 128, 1, 0, 64}), "whole chunks");
   expect_close(select(x, {1, 199, 200, 0, 3, 4, 0, 60, 70}), "out of order");
+  const MixerCase of_two_readers{2, 200, 4, 1, 2, 64, 64, 64, Decay::mild, Step::random, Spans::none};
+  expect_close(select(draw(of_two_readers, at::kBFloat16, 7, true), {0, 64, 128, 1, 0, 64}), "two readers");
   expect_close({2, 150, 1, 1, 1, 64, 64, 64, Decay::mild, Step::random, Spans::random, false}, 7);
 }
 

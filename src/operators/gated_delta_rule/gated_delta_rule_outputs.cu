@@ -1,5 +1,6 @@
 // Outputs and the final state, serial over chunks: O = scale · (γ ⊙ (Q S) + P U) for the chunks with rows. A
-// step is one reader (output head) of one chunk.
+// step is one reader (output head) of one chunk; where the chunk has no rows, the first reader's takes the
+// state over it and the others' do nothing.
 #include "operators/gated_delta_rule/gated_delta_rule_walk.h"
 
 namespace oryx::cuda {
@@ -27,13 +28,15 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
           const auto stage = memory.stage(step);
           const int32_t* rows = memory.rows(step);
           const int reader = of.reader(step), chunk = segment.first + of.chunk(step);
+          const bool has_rows = rows[kChunk] > 0;
+          if (reader > 0 && !has_rows) return;
           loads.load_keys(stage.key, chunk);
           loads.load_gates(stage.gates, chunk);
           if (reader == 0) {
             loads.load_values(stage.slice, chunk);
             loads.load_inverse(stage.inverse, chunk);
           }
-          if (rows[kChunk] > 0) loads.load_queries(stage.query, reader, rows);
+          if (has_rows) loads.load_queries(stage.query, reader, rows);
         },
         [&](int step) {
           const auto stage = memory.stage(step);
@@ -52,7 +55,12 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     const int32_t* rows = memory.rows(step);
     const Gates gates(stage.gates);
     const int reader = of.reader(step);
-    Accumulator<1, 8> output;  // Oᵀ; of whatever lies there where the chunk has no rows
+    if (!same_in_warp(rows[kChunk] > 0)) {
+      const auto keep_nothing = [](const auto&) {};
+      if (reader == 0) take_step(state, stage, true, keep_nothing, keep_nothing);
+      return;
+    }
+    Accumulator<1, 8> output;  // Oᵀ
     if (reader == 0) {
       as_operand(rounded, state.values);
       state.scale(gates.total());
@@ -74,18 +82,16 @@ __global__ void __launch_bounds__(Memory<key_dim, width>::threads, 1)
     begin_products([&] { add_rows(output, added, memory.scores(step)); });
     begin_products([&] { multiply_columns(state.values, carried, stage.key); });
     finish_products<1>(output);
-    if (rows[kChunk] > 0) {
-      bf16* to = packed_row(p.output, 0, first_head + reader) + part_column + state.column0();
-      write_by_token(
-          [&](int tile, int below) {
-            const float* pair = output.value[0][tile] + 2 * below;
-            return pack(pair[0], pair[1]);
-          },
-          [&](int token) {
-            const int packed = rows[token];
-            return packed < 0 ? nullptr : to + packed * p.output.time;
-          });
-    }
+    bf16* to = packed_row(p.output, 0, first_head + reader) + part_column + state.column0();
+    write_by_token(
+        [&](int tile, int below) {
+          const float* pair = output.value[0][tile] + 2 * below;
+          return pack(pair[0], pair[1]);
+        },
+        [&](int token) {
+          const int packed = rows[token];
+          return packed < 0 ? nullptr : to + packed * p.output.time;
+        });
     finish_products<0>(state.values);
   });
   if (p.final_state != nullptr && segment.index == p.segments - 1)
