@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <functional>
 #include <thread>
 #include <vector>
@@ -30,6 +31,8 @@ inline int64_t testing_free_port() {
 // Runs `body` on every rank of a group.
 inline void testing_with_ranks(int64_t size, c10::Device device,
                                const std::function<void(ProcessGroup&)>& body) {
+  // c10d's record of collectives is one for the process and takes one thread's at a time.
+  setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/1);
   const int64_t port = testing_free_port();
   std::vector<std::thread> threads;
   for (int64_t rank = 0; rank < size; ++rank) {
