@@ -9,7 +9,6 @@
 #include "operators/gated_linear/gated_linear.h"
 #include "operators/gated_norm/gated_norm.h"
 #include "operators/linear/linear.h"
-#include "operators/merge_rows/merge_rows.h"
 #include "operators/rotary/rotary.h"
 #include "operators/short_conv/short_conv.h"
 
@@ -114,18 +113,19 @@ const Selection& Block::selection(const Part& part, const Routing& routing) cons
 
 Block::Handles Block::convolve(const at::Tensor& x, const Convolution& convolution, const Routing& routing,
                                at::Tensor* tail) const {
+  const auto tokens = [&] { return in_token_order(x, routing).view({routing.batch, routing.time, -1}); };
   if (!convolution.weight.defined()) {
-    const at::Tensor y = config_.conv_activation == "silu" ? at::silu(x) : x;
+    const at::Tensor y = config_.conv_activation == "silu" ? at::silu(tokens()) : tokens();
     return {y, y};
   }
   std::optional<at::Tensor> before;
   if (tail != nullptr) before = *tail;
-  auto [y, again, after] =
-      operators::short_conv_for_two(x.view({routing.batch, routing.time, -1}), convolution.weight,
-                                    optional(convolution.bias), before, config_.conv_activation);
+  auto [y, again, after] = operators::short_conv_for_two(routing.rows ? x : tokens(), convolution.weight,
+                                                         optional(convolution.bias), before,
+                                                         config_.conv_activation, routing.rows);
   if (tail == nullptr || !routing.keeps_state) return {y, again};
   if (routing.tail_rows) {
-    after = at::cat({*before, x.view({routing.batch, routing.time, -1})}, 1)
+    after = at::cat({*before, tokens()}, 1)
                 .flatten(0, 1)
                 .index_select(0, *routing.tail_rows)
                 .view(before->sizes());
@@ -150,18 +150,17 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
   // is projected for its own tokens only.
   std::vector<at::Tensor> weights = {key_, value_};
   if (gate_.defined()) weights.push_back(gate_);
-  std::vector<std::optional<at::Tensor>> selected(weights.size());
+  std::vector<operators::RowRange> ranges(weights.size(), {0, rows});
   for (const Part* part : active) {
     const Selection& own = selection(*part, routing);
-    const bool all_rows = query_conv_.weight.defined() || own.count == rows;
     weights.push_back(part->query);
-    selected.push_back(all_rows ? std::nullopt : own.rows);
+    ranges.push_back({own.first_row, own.count});
     for (const at::Tensor& weight : part->mixer->projections()) {
       weights.push_back(weight);
-      selected.push_back(std::nullopt);
+      ranges.push_back({0, rows});
     }
   }
-  const std::vector<at::Tensor> projected = operators::projections(x, weights, selected);
+  const std::vector<at::Tensor> projected = operators::projections(x, weights, ranges);
   size_t next = 0;
 
   const Handles keys = convolve(projected[next++], key_conv_, routing, state ? &state->key_tail : nullptr);
@@ -181,7 +180,7 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
         operators::rotary_for_two(shared[0].key, shared[0].cosine, shared[0].sine);
   }
 
-  std::vector<at::Tensor> outputs, output_rows;
+  std::vector<at::Tensor> outputs;
   for (const Part* part : active) {
     const Selection& own = selection(*part, routing);
     at::Tensor query = projected[next++];
@@ -190,16 +189,15 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
           {rows, config_.heads * config_.head_dim});
     }
     const size_t extra = part->mixer->projections().size();
-    const std::vector<at::Tensor> own_projected(projected.begin() + next, projected.begin() + next + extra);
-    next += extra;
+    std::vector<at::Tensor> own_projected;
+    for (size_t i = 0; i < extra; ++i) own_projected.push_back(in_token_order(projected[next++], routing));
     const SharedInput& own_shared = shared[part->mode == schedule::Mode::attention ? 0 : 1];
     at::Tensor output = part->mixer->forward(query.view({own.count, config_.heads, config_.head_dim}),
                                              own_shared, own_projected, own, state);
     if (own.count == 0) continue;
     output = output.reshape({own.count, config_.inner_width()});
     if (config_.hybrid == "intra_layer") output = gated_norm(output, gate, part->output_norm);
-    outputs.push_back(output);
-    if (own.rows) output_rows.push_back(*own.rows);
+    outputs.insert(own.first_row == 0 ? outputs.begin() : outputs.end(), output);
   }
 
   if (config_.hybrid == "intra_layer") {
@@ -207,8 +205,7 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
     for (size_t i = 1; i < outputs.size(); ++i) mixed = mixed + outputs[i];
     return operators::linear(mixed / static_cast<double>(outputs.size()), output_);
   }
-  const at::Tensor mixed =
-      outputs.size() == 1 ? outputs[0] : operators::merge_rows(outputs, output_rows, rows);
+  const at::Tensor mixed = outputs.size() == 1 ? outputs[0] : at::cat(outputs);
   if (!gate.defined() && !norm_.defined()) return operators::linear(mixed, output_);
   return operators::gated_linear(mixed, optional(gate), optional(norm_), config_.norm_eps, config_.norm_order,
                                  output_);
@@ -229,8 +226,9 @@ std::pair<at::Tensor, at::Tensor> Layer::forward(const at::Tensor& residual, con
                                                  LayerState* state) const {
   const at::Tensor mixed = block_.forward(normed, routing, state);
   const auto [middle, middle_normed] = operators::add_norm(residual, mixed, mlp_norm_, norm_eps_);
+  const operators::RowRange rows{0, middle_normed.size(0)};
   const std::vector<at::Tensor> hidden =
-      operators::projections(middle_normed, {mlp_gate_, mlp_up_}, {std::nullopt, std::nullopt});
+      operators::projections(middle_normed, {mlp_gate_, mlp_up_}, {rows, rows});
   const at::Tensor down =
       operators::gated_linear(hidden[1], hidden[0], std::nullopt, norm_eps_, "after_gate", mlp_down_);
   const auto [sum, next] = operators::add_norm(middle, down, next_norm, norm_eps_);

@@ -99,7 +99,8 @@ at::Tensor LanguageModel::run(const at::Tensor& tokens, const std::vector<schedu
   const Routing routing = route(config_, spans, piece, capacity, dtype_, device());
   if (state != nullptr) expect_kept(*state, routing);
 
-  const at::Tensor ids = tokens.to(device(), at::kLong).reshape({batch * time});
+  at::Tensor ids = tokens.to(device(), at::kLong).reshape({batch * time});
+  if (routing.tokens) ids = ids.index_select(0, *routing.tokens);
   at::Tensor residual = embed(embedding_, ids, dtype_);
   at::Tensor normed =
       operators::gated_norm(residual, std::nullopt, layers_[0].input_norm(), config_.norm_eps, "after_gate");
@@ -118,7 +119,7 @@ at::Tensor LanguageModel::run(const at::Tensor& tokens, const std::vector<schedu
         layers_[n].forward(residual, normed, next_norm, routing, state ? &state->layers()[n] : nullptr);
   }
   if (keeps_state) state->advance(spans, piece.lengths);
-  return normed;
+  return in_token_order(normed, routing);
 }
 
 at::Tensor LanguageModel::logits(const at::Tensor& hidden) const {

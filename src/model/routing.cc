@@ -9,6 +9,7 @@
 #include "base/device_copy.h"
 #include "base/error.h"
 #include "operators/activations.h"
+#include "operators/merge_rows/merge_rows.h"
 #include "operators/rotary/rotary.h"
 
 namespace oryx::model {
@@ -16,11 +17,11 @@ namespace oryx::model {
 namespace {
 
 struct Builder {
-  std::vector<int64_t> spans, rows;
+  std::vector<int64_t> spans, tokens;
 
   void add(int64_t sequence, int64_t begin, int64_t end, int64_t time) {
     spans.insert(spans.end(), {sequence, begin, end});
-    for (int64_t t = begin; t < end; ++t) rows.push_back(sequence * time + t);
+    for (int64_t t = begin; t < end; ++t) tokens.push_back(sequence * time + t);
   }
 };
 
@@ -138,23 +139,42 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
   if (!config.is_switchable()) return routing;
 
   Selection* selections[2] = {&routing.attention, &routing.linear};
+  std::vector<int64_t> order;  // of the tokens
   for (int i = 0; i < 2; ++i) {
     Selection& selection = *selections[i];
-    const int64_t count = static_cast<int64_t>(builders[i].rows.size());
-    if (count == everything.count) {
+    selection.first_row = static_cast<int64_t>(order.size());
+    selection.count = static_cast<int64_t>(builders[i].tokens.size());
+    order.insert(order.end(), builders[i].tokens.begin(), builders[i].tokens.end());
+    if (selection.count == everything.count) {
       selection = everything;
-      continue;
-    }
-    selection.count = count;
-    set_spans(selection, builders[i].spans, piece.positions);
-    selection.rows = copy_to(at::tensor(builders[i].rows, at::kLong), device);
-    if (everything.cosine.defined()) {
-      const at::Tensor offsets = is_even ? selection.rows->remainder(time) : *selection.rows;
-      selection.cosine = everything.cosine.index_select(0, offsets);
-      selection.sine = everything.sine.index_select(0, offsets);
+    } else {
+      set_spans(selection, builders[i].spans, piece.positions);
     }
   }
+  if (routing.attention.count > 0 && routing.linear.count > 0) {
+    at::Tensor rows = at::empty({batch, time}, at::kLong);
+    int64_t* row = rows.mutable_data_ptr<int64_t>();
+    for (size_t r = 0; r < order.size(); ++r) row[order[r]] = static_cast<int64_t>(r);
+    routing.rows = copy_to(rows, device);
+    routing.tokens = copy_to(at::tensor(order, at::kLong), device);
+  }
+  if (!everything.cosine.defined()) return routing;
+  for (Selection* selection : selections) {
+    if (selection->count == everything.count) continue;
+    if (selection->count == 0) {
+      selection->cosine = selection->sine = everything.cosine.narrow(0, 0, 0);
+      continue;
+    }
+    const at::Tensor tokens = routing.tokens->narrow(0, selection->first_row, selection->count);
+    const at::Tensor offsets = is_even ? tokens.remainder(time) : tokens;
+    selection->cosine = everything.cosine.index_select(0, offsets);
+    selection->sine = everything.sine.index_select(0, offsets);
+  }
   return routing;
+}
+
+at::Tensor in_token_order(const at::Tensor& x, const Routing& routing) {
+  return routing.tokens ? operators::merge_rows({x}, {*routing.tokens}, x.size(0)) : x;
 }
 
 }  // namespace oryx::model

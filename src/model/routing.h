@@ -10,11 +10,10 @@
 
 namespace oryx::model {
 
-// The tokens one mixer answers for. Rows are numbered sequence · time + offset and ascend.
+// The tokens one mixer answers for.
 struct Selection {
-  int64_t count = 0;
+  int64_t first_row = 0, count = 0;  // where they lie, in ascending order
   at::Tensor spans;  // int64 [n, 3] on the CPU: (sequence, begin, end), offsets within this piece
-  std::optional<at::Tensor> rows;  // int64 [count]; absent when every row is selected
   // The same counted from the start of the sequence, as a cache of the earlier tokens sees them. One tensor
   // for all layers: operators keep what they work out of it as long as it lives.
   at::Tensor spans_in_sequence;
@@ -30,11 +29,17 @@ struct Piece {
   bool keeps_state = false;        // whether the state after it is asked for
 };
 
+// Whatever treats tokens one by one sees them as R = batch · time rows, those of each mode side by side, so
+// that a query is projected from neighbouring rows and its answers are put in their place without a copy of
+// each row. Where one mode serves all tokens (or a mixer all of them), row r is token r = sequence · time +
+// offset.
 struct Routing {
   int64_t batch = 0;
   int64_t time = 0;
-  Selection attention, linear;  // by mode
-  Selection everything;         // for a mixer that serves all tokens
+  std::optional<at::Tensor> tokens;  // int64 [R]: of each row; absent where row r is token r
+  std::optional<at::Tensor> rows;    // int64 [batch, time]: of each token; likewise
+  Selection attention, linear;       // by mode
+  Selection everything;              // for a mixer that serves all tokens
 
   // Where the tokens go in a cache of `capacity` tokens a sequence: all at one position, or, where sequences
   // differ, as rows of [batch · capacity], int64 [batch · time].
@@ -53,5 +58,8 @@ struct Routing {
 // lacks.
 Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>& spans, const Piece& piece,
               int64_t capacity, at::ScalarType dtype, at::Device device);
+
+// x [R, …], its rows as above, in the order of the tokens. Differentiable.
+at::Tensor in_token_order(const at::Tensor& x, const Routing& routing);
 
 }  // namespace oryx::model

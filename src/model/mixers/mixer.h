@@ -41,10 +41,10 @@ class Mixer {
     return selection.count > 0 || (routing.keeps_state && is_kept(*state));
   }
 
-  // query [selection.count, heads, head_dim], straight from its projection; `projected`: the rows of
-  // projections(), each [R, n]. Takes every token of the piece into this mixer's part of `state` (unless null
-  // or not kept), whatever its mode, and returns the outputs of the selected tokens [selection.count,
-  // output_heads, value_dim].
+  // query [selection.count, heads, head_dim], straight from its projection; `projected`: those of
+  // projections(), each [R, n] in the order of the tokens. Takes every token of the piece into this mixer's
+  // part of `state` (unless null or not kept), whatever its mode, and returns the outputs of the selected
+  // tokens [selection.count, output_heads, value_dim].
   virtual at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
                              const std::vector<at::Tensor>& projected, const Selection& selection,
                              LayerState* state) const = 0;

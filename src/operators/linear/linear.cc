@@ -9,11 +9,8 @@
 
 #include "base/error.h"
 #include "operators/activations.h"
-#include "operators/device/runtime.h"
 #include "operators/linear/gemm_bfloat16.h"
 #include "operators/linear/linear_cpu.h"
-#include "operators/linear/linear_kernels.h"
-#include "operators/merge_rows/merge_rows_cuda.h"
 
 namespace oryx::operators {
 
@@ -21,7 +18,7 @@ namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
-using Rows = std::vector<std::optional<at::Tensor>>;
+using Rows = std::vector<RowRange>;
 
 // Products with at most this many rows are matrix–vector products, bound by reading the weight.
 constexpr int64_t kFewRows = 16;
@@ -41,44 +38,28 @@ void check(const at::Tensor& x, const std::vector<at::Tensor>& weights, const Ro
     expect(weight.scalar_type() == x.scalar_type() || master, "[linear] expected weight of {}, got {}",
            at::toString(x.scalar_type()), at::toString(weight.scalar_type()));
   }
-  for (const std::optional<at::Tensor>& selected : rows) {
-    if (!selected) continue;
-    expect(selected->dim() == 1 && selected->scalar_type() == at::kLong,
-           "[linear] expected rows [n] of int64, got {} dimensions of {}", selected->dim(),
-           at::toString(selected->scalar_type()));
-    if (!selected->is_cpu()) continue;  // a look at them would wait for the device
-    const auto indices = selected->accessor<int64_t, 1>();
-    for (int64_t i = 0; i < indices.size(0); ++i) {
-      expect(indices[i] >= 0 && indices[i] < x.size(0), "[linear] expected rows below {}, got {}", x.size(0),
-             indices[i]);
-    }
+  for (const RowRange& range : rows) {
+    expect(range.first >= 0 && range.count >= 0 && range.count <= x.size(0) - range.first,
+           "[linear] expected rows within {}, got {} from row {} on", x.size(0), range.count, range.first);
   }
 }
 
-at::Tensor select(const at::Tensor& x, const std::optional<at::Tensor>& rows) {
-  if (!rows) return x;
-  if (!cuda::serves(x)) return x.index_select(0, *rows);
-  const at::Tensor from = x.contiguous(), indices = rows->contiguous();
-  at::Tensor packed = at::empty({indices.numel(), x.size(1)}, x.options());
-  cuda::merge_rows({packed}, {indices}, from, /*scatter=*/false);
-  return packed;
+bool is_whole(const at::Tensor& x, const RowRange& range) { return range.count == x.size(0); }
+
+at::Tensor select(const at::Tensor& x, const RowRange& range) {
+  return is_whole(x, range) ? x : x.narrow(0, range.first, range.count);
 }
 
 std::vector<at::Tensor> multiply_few_rows(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                           const Rows& rows) {
   std::vector<FewRows> products;
-  std::vector<at::Tensor> y, kept;  // kept: what the raw pointers point into
+  std::vector<at::Tensor> y, kept;  // kept: the weights that the raw pointers point into
   const at::Tensor input = x.contiguous();
   for (size_t i = 0; i < weights.size(); ++i) {
     const at::Tensor weight = weights[i].to(x.scalar_type()).contiguous();
-    const int64_t* selected = nullptr;
-    if (rows[i]) {
-      kept.push_back(rows[i]->contiguous());
-      selected = kept.back().data_ptr<int64_t>();
-    }
-    const int64_t count = rows[i] ? rows[i]->numel() : x.size(0);
-    y.push_back(at::empty({count, weight.size(0)}, x.options()));
-    products.push_back({weight.data_ptr(), weight.size(0), selected, count, y.back().data_ptr()});
+    y.push_back(at::empty({rows[i].count, weight.size(0)}, x.options()));
+    products.push_back(
+        {weight.data_ptr(), weight.size(0), rows[i].first, rows[i].count, y.back().data_ptr()});
     kept.push_back(weight);
   }
   cpu::linear_few_rows(x.scalar_type(), input.data_ptr(), x.size(0), x.size(1), products.data(),
@@ -96,7 +77,7 @@ struct NarrowWeights {
   NarrowWeights(const at::Tensor& x, at::TensorList weights, const Rows& selected) {
     if (!x.is_cuda()) return;
     for (size_t i = 0; i < weights.size(); ++i) {
-      if (selected[i] || weights[i].size(0) >= kNarrow) continue;
+      if (!is_whole(x, selected[i]) || weights[i].size(0) >= kNarrow) continue;
       members.push_back(i);
       first.push_back(rows);
       rows += weights[i].size(0);
@@ -129,8 +110,7 @@ struct NarrowWeights {
 std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                  const Rows& rows) {
   bool few = x.is_cpu();
-  for (const std::optional<at::Tensor>& selected : rows)
-    few &= (selected ? selected->numel() : x.size(0)) <= kFewRows;
+  for (const RowRange& range : rows) few &= range.count <= kFewRows;
   if (few) return multiply_few_rows(x, weights, rows);
   const NarrowWeights narrow(x, weights, rows);
   std::vector<at::Tensor> y(weights.size());
@@ -169,22 +149,6 @@ void add_product(const at::Tensor& a, bool transpose_a, const at::Tensor& b, boo
   }
 }
 
-void add_rows(const at::Tensor& from, const at::Tensor& rows, at::Tensor& to) {
-  const at::Tensor indices = rows.contiguous();
-  if (cuda::serves(to) && to.scalar_type() != at::kDouble && to.size(1) * to.element_size() % 16 == 0) {
-    cuda::add_rows({indices.const_data_ptr<int64_t>(), indices.numel(), to.size(1) * to.element_size()},
-                   from.const_data_ptr(), to.mutable_data_ptr(), to.scalar_type() == at::kBFloat16,
-                   cuda::stream(to));
-    return;
-  }
-  if (!to.is_cpu()) {
-    to.index_add_(0, rows, from);
-    return;
-  }
-  cpu::linear_add_rows(to.scalar_type(), from.data_ptr(), indices.data_ptr<int64_t>(), indices.numel(),
-                       to.size(1), to.data_ptr());
-}
-
 at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, const Rows& rows,
                           const variable_list& upstream) {
   // On a GPU the sum over the weights is kept in the type of x: a float32 buffer would double the traffic of
@@ -199,22 +163,19 @@ at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, con
     written = true;
   }
   // Weights that read every row first: the first of them writes the buffer, and no zeros are needed.
-  for (const bool subset : {false, true}) {
+  for (const bool whole : {true, false}) {
     for (size_t i = 0; i < weights.size(); ++i) {
-      if (rows[i].has_value() != subset || !upstream[i].defined() || upstream[i].size(0) == 0 ||
+      if (is_whole(x, rows[i]) != whole || !upstream[i].defined() || upstream[i].size(0) == 0 ||
           narrow.has(i))
         continue;
-      const at::Tensor weight = weights[i].to(x.scalar_type()).contiguous();
-      if (!subset) {
-        add_product(upstream[i].contiguous(), false, weight, written, gradient);
+      if (!written && !whole) {
+        gradient.zero_();
         written = true;
-        continue;
       }
-      at::Tensor part = at::empty({upstream[i].size(0), x.size(1)}, options);
-      add_product(upstream[i].contiguous(), false, weight, false, part);
-      if (!written) gradient.zero_();
+      at::Tensor part = select(gradient, rows[i]);
+      add_product(upstream[i].contiguous(), false, weights[i].to(x.scalar_type()).contiguous(), written,
+                  part);
       written = true;
-      add_rows(part, *rows[i], gradient);
     }
   }
   if (!written) gradient.zero_();
@@ -222,11 +183,19 @@ at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, con
 }
 
 // Of `weight` from y = x[rows] Wᵀ.
-at::Tensor weight_gradient(const at::Tensor& x, const at::Tensor& weight,
-                           const std::optional<at::Tensor>& rows, const at::Tensor& upstream) {
+at::Tensor weight_gradient(const at::Tensor& x, const at::Tensor& weight, const RowRange& rows,
+                           const at::Tensor& upstream) {
   at::Tensor gradient = at::empty(weight.sizes(), weight.options().dtype(accumulate_type(x.scalar_type())));
   add_product(upstream.contiguous(), true, select(x, rows).contiguous(), false, gradient);
   return gradient.to(gradient_type(weight));
+}
+
+Rows ranges(at::IntArrayRef first, at::IntArrayRef count) {
+  expect(first.size() == count.size(), "[linear] expected as many counts as first rows, got {} and {}",
+         count.size(), first.size());
+  Rows rows;
+  for (size_t i = 0; i < first.size(); ++i) rows.push_back({first[i], count[i]});
+  return rows;
 }
 
 class Projections : public torch::autograd::Function<Projections> {
@@ -235,8 +204,11 @@ class Projections : public torch::autograd::Function<Projections> {
                                const Rows& rows) {
     variable_list saved = {x};
     saved.insert(saved.end(), weights.begin(), weights.end());
-    for (const std::optional<at::Tensor>& selected : rows) saved.push_back(selected.value_or(at::Tensor()));
     context->save_for_backward(saved);
+    std::vector<int64_t> first, count;
+    for (const RowRange& range : rows) first.push_back(range.first), count.push_back(range.count);
+    context->saved_data["first"] = first;
+    context->saved_data["count"] = count;
     return multiply(x, weights.vec(), rows);
   }
 
@@ -244,12 +216,9 @@ class Projections : public torch::autograd::Function<Projections> {
     const variable_list saved = context->get_saved_variables();
     const size_t count = upstream.size();
     const at::Tensor& x = saved[0];
-    const variable_list weights(saved.begin() + 1, saved.begin() + 1 + count);
-    Rows rows;
-    for (size_t i = 0; i < count; ++i) {
-      const at::Tensor& selected = saved[1 + count + i];
-      rows.push_back(selected.defined() ? std::optional<at::Tensor>(selected) : std::nullopt);
-    }
+    const variable_list weights(saved.begin() + 1, saved.end());
+    const Rows rows =
+        ranges(context->saved_data["first"].toIntVector(), context->saved_data["count"].toIntVector());
     variable_list gradients(count + 2);  // x, the weights, and rows, which has none
     if (context->needs_input_grad(0)) gradients[0] = input_gradient(x, weights, rows, upstream);
     const NarrowWeights narrow(x, weights, rows);
@@ -275,27 +244,27 @@ at::Tensor linear_schema(const at::Tensor& x, const at::Tensor& weight) {
   return operators::linear(x, weight);
 }
 
-std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList weights,
-                                           const c10::List<std::optional<at::Tensor>>& rows) {
-  return projections(x, weights.vec(), Rows(rows.begin(), rows.end()));
+std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList weights, at::IntArrayRef first,
+                                           at::IntArrayRef count) {
+  return projections(x, weights.vec(), ranges(first, count));
 }
 
 }  // namespace
 
 at::Tensor linear_input_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream) {
-  return input_gradient(x, {weight}, {std::nullopt}, {upstream});
+  return input_gradient(x, {weight}, {{0, x.size(0)}}, {upstream});
 }
 
 at::Tensor linear_weight_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream) {
-  return weight_gradient(x, weight, std::nullopt, upstream);
+  return weight_gradient(x, weight, {0, x.size(0)}, upstream);
 }
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight) {
-  return projections(x, {weight}, {std::nullopt})[0];
+  return projections(x, {weight}, {{0, x.size(0)}})[0];
 }
 
 std::vector<at::Tensor> projections(const at::Tensor& x, const std::vector<at::Tensor>& weights,
-                                    const std::vector<std::optional<at::Tensor>>& rows) {
+                                    const std::vector<RowRange>& rows) {
   check(x, weights, rows);
   bool gradient = needs_gradient({x});
   for (const at::Tensor& weight : weights) gradient |= needs_gradient({weight});
@@ -307,7 +276,7 @@ at::Tensor linear_reference(const at::Tensor& x, const at::Tensor& weight) {
 }
 
 std::vector<at::Tensor> projections_reference(const at::Tensor& x, const std::vector<at::Tensor>& weights,
-                                              const std::vector<std::optional<at::Tensor>>& rows) {
+                                              const std::vector<RowRange>& rows) {
   std::vector<at::Tensor> y;
   for (size_t i = 0; i < weights.size(); ++i)
     y.push_back(operators::linear_reference(select(x, rows[i]), weights[i]));
@@ -316,7 +285,8 @@ std::vector<at::Tensor> projections_reference(const at::Tensor& x, const std::ve
 
 TORCH_LIBRARY_FRAGMENT(oryx, library) {
   library.def("linear(Tensor x, Tensor weight) -> Tensor", &linear_schema);
-  library.def("projections(Tensor x, Tensor[] weights, Tensor?[] rows) -> Tensor[]", &projections_schema);
+  library.def("projections(Tensor x, Tensor[] weights, int[] first, int[] count) -> Tensor[]",
+              &projections_schema);
 }
 
 }  // namespace oryx::operators

@@ -3,8 +3,6 @@
 
 #include <ATen/core/Tensor.h>
 
-#include <optional>
-#include <utility>
 #include <vector>
 
 namespace oryx::operators {
@@ -30,20 +28,24 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight);
 at::Tensor linear_input_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream);
 at::Tensor linear_weight_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream);
 
+// Neighbouring rows of a matrix.
+struct RowRange {
+  int64_t first = 0, count = 0;
+};
+
 // y_i = x[rows_i] W_iᵀ for several weights over one input, as one node of the autograd graph: backward sums
 // the gradient of x over all of them in one buffer (for bfloat16 in float32, rounded once; on a GPU rounded
 // at each of the sums).
 //
 //   weights  [out_i, in] each, as in linear()
-//   rows     one per weight: nothing (all rows) or int64 indices [n_i] into x on its device, in any order,
-//            none allowed; repeats allowed on the CPU, distinct on a GPU
-// Returns y_i [N or n_i, out_i].
+//   rows     one per weight: the rows of x that it reads, of which there may be none
+// Returns y_i [rows_i.count, out_i].
 std::vector<at::Tensor> projections(const at::Tensor& x, const std::vector<at::Tensor>& weights,
-                                    const std::vector<std::optional<at::Tensor>>& rows);
+                                    const std::vector<RowRange>& rows);
 
 // The same in composed ATen operations: the definitions, for any device and dtype.
 at::Tensor linear_reference(const at::Tensor& x, const at::Tensor& weight);
 std::vector<at::Tensor> projections_reference(const at::Tensor& x, const std::vector<at::Tensor>& weights,
-                                              const std::vector<std::optional<at::Tensor>>& rows);
+                                              const std::vector<RowRange>& rows);
 
 }  // namespace oryx::operators

@@ -58,10 +58,7 @@ template <typename T, int kOutputs, int kRows, bool kFetch>
 static void block(const FewRows& product, const Acc<T>* x, int64_t inputs, int64_t output,
                   int64_t first_row) {
   const Acc<T>* pointers[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    const int64_t row = product.rows ? product.rows[first_row + r] : first_row + r;
-    pointers[r] = x + row * inputs;
-  }
+  for (int r = 0; r < kRows; ++r) pointers[r] = x + (product.first + first_row + r) * inputs;
   Acc<T> sums[kOutputs * kRows];
   const T* weight = static_cast<const T*>(product.weight) + output * inputs;
   dot_block<T, kOutputs, kRows, kFetch>(weight, inputs, pointers, sums);
@@ -125,32 +122,6 @@ void linear_few_rows(at::ScalarType dtype, const void* x, int64_t rows, int64_t 
       few_rows<T>(wide.get(), inputs, products, count);
     }
   });
-}
-
-// Threads share the columns: rows may repeat, and each sum keeps its order.
-template <typename A>
-static void add_rows(const A* from, const int64_t* rows, int64_t count, int64_t columns, A* to) {
-  constexpr int64_t kColumns = 64;
-  at::parallel_for(0, (columns + kColumns - 1) / kColumns, 131072 / (count * kColumns + 1) + 1,
-                   [&](int64_t begin, int64_t end) {
-                     const int64_t first = begin * kColumns, last = std::min(end * kColumns, columns);
-                     for (int64_t r = 0; r < count; ++r) {
-                       const A* source = from + r * columns + first;
-                       A* target = to + rows[r] * columns + first;
-                       for_vectors<A>(last - first, [&](int64_t i, auto lanes) {
-                         store(target + i, load(target + i, lanes) + load(source + i, lanes), lanes);
-                       });
-                     }
-                   });
-}
-
-void linear_add_rows(at::ScalarType dtype, const void* from, const int64_t* rows, int64_t count,
-                     int64_t columns, void* to) {
-  if (dtype == at::kDouble) {
-    add_rows(static_cast<const double*>(from), rows, count, columns, static_cast<double*>(to));
-  } else {
-    add_rows(static_cast<const float*>(from), rows, count, columns, static_cast<float*>(to));
-  }
 }
 
 }  // namespace oryx::ORYX_CPU_ISA

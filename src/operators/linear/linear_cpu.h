@@ -9,13 +9,12 @@
 
 namespace oryx::operators {
 
-// y[r, o] = Σ_i x[rows[r], i] weight[o, i] for a few rows; all tensors contiguous.
+// y[r, o] = Σ_i x[first + r, i] weight[o, i] for a few rows; all tensors contiguous.
 struct FewRows {
   const void* weight;  // [outputs, inputs]
   int64_t outputs;
-  const int64_t* rows;  // [count] into x, or null for 0 … count-1
-  int64_t count;
-  void* y;  // [count, outputs]
+  int64_t first, count;  // rows of x
+  void* y;               // [count, outputs]
 };
 
 }  // namespace oryx::operators
@@ -26,8 +25,3 @@ ORYX_CPU_KERNEL(void, linear_few_rows,
                 (at::ScalarType dtype, const void* x, int64_t rows, int64_t inputs,
                  const operators::FewRows* products, int64_t count),
                 (dtype, x, rows, inputs, products, count))
-// to[rows[r], c] += from[r, c] for c < columns; float32 or float64; in the order of r.
-ORYX_CPU_KERNEL(void, linear_add_rows,
-                (at::ScalarType dtype, const void* from, const int64_t* rows, int64_t count, int64_t columns,
-                 void* to),
-                (dtype, from, rows, count, columns, to))

@@ -13,7 +13,7 @@
 namespace oryx::operators {
 namespace {
 
-using Rows = std::vector<std::optional<at::Tensor>>;
+using Rows = std::vector<RowRange>;
 
 struct Case {
   const char* name;
@@ -22,30 +22,19 @@ struct Case {
   Rows selected;
 };
 
-at::Tensor indices(std::vector<int64_t> values) { return at::tensor(values, at::kLong); }
-
 std::vector<Case> cases() {
-  at::manual_seed(11);
   return {
-      {"one_row", 1, 40, {24}, {std::nullopt}},
-      {"no_rows", 0, 16, {8, 4}, {std::nullopt, indices({})}},
-      {"three_rows_odd", 3, 37, {5, 3, 11}, {std::nullopt, std::nullopt, std::nullopt}},
-      {"sixteen_rows", 16, 100, {33}, {std::nullopt}},
-      {"seventeen_rows", 17, 100, {33}, {std::nullopt}},
-      {"block",
-       90,
-       64,
-       {64, 64, 64, 64, 2},
-       {std::nullopt, std::nullopt, std::nullopt, indices({3, 80, 4, 5, 0}), std::nullopt}},
-      {"only_subsets",
-       50,
-       32,
-       {16, 8},
-       {at::randperm(50, at::kLong).slice(0, 0, 23), at::arange(10, 40, at::kLong)}},
-      {"repeated_rows", 30, 32, {16, 7}, {indices({4, 4, 4, 29, 0, 4}), at::zeros({40}, at::kLong)}},
-      {"empty_and_all", 20, 8, {8, 8}, {indices({}), std::nullopt}},
-      {"few_of_few", 5, 48, {16, 24}, {indices({4, 0}), indices({})}},
-      {"wide", 33, 300, {257}, {at::randperm(33, at::kLong)}},
+      {"one_row", 1, 40, {24}, {{0, 1}}},
+      {"no_rows", 0, 16, {8, 4}, {{0, 0}, {0, 0}}},
+      {"three_rows_odd", 3, 37, {5, 3, 11}, {{0, 3}, {0, 3}, {0, 3}}},
+      {"sixteen_rows", 16, 100, {33}, {{0, 16}}},
+      {"seventeen_rows", 17, 100, {33}, {{0, 17}}},
+      {"block", 90, 64, {64, 64, 64, 64, 64, 2}, {{0, 90}, {0, 90}, {0, 90}, {0, 37}, {37, 53}, {0, 90}}},
+      {"only_subsets", 50, 32, {16, 8}, {{27, 23}, {10, 30}}},
+      {"empty_and_all", 20, 8, {8, 8}, {{20, 0}, {0, 20}}},
+      {"few_of_few", 5, 48, {16, 24}, {{3, 2}, {0, 0}}},
+      {"few_of_many", 50, 48, {16, 24}, {{3, 7}, {40, 10}}},
+      {"wide", 33, 300, {257}, {{1, 32}}},
   };
 }
 
@@ -64,7 +53,7 @@ Inputs inputs_of(const Case& c, at::ScalarType x_dtype = at::kDouble,
   Inputs result{make(c.rows, c.inputs, x_dtype), {}, {}};
   for (size_t i = 0; i < c.outputs.size(); ++i) {
     result.weights.push_back(make(c.outputs[i], c.inputs, weight_dtype));
-    result.upstream.push_back(make(c.selected[i] ? c.selected[i]->numel() : c.rows, c.outputs[i], x_dtype));
+    result.upstream.push_back(make(c.selected[i].count, c.outputs[i], x_dtype));
   }
   return result;
 }
@@ -136,7 +125,7 @@ TEST(Linear, OtherTypesAreWithinTheirRounding) {
 }
 
 TEST(Linear, RoundsAMasterWeightOnce) {
-  const Inputs in = inputs_of({"", 7, 50, {20}, {std::nullopt}});
+  const Inputs in = inputs_of({"", 7, 50, {20}, {{0, 7}}});
   for (const int64_t rows : {7, 40}) {
     const at::Tensor x = at::randn({rows, 50}, at::kBFloat16), weight = at::randn({20, 50}, at::kFloat);
     EXPECT_TRUE(at::equal(operators::linear(x, weight), operators::linear(x, weight.to(at::kBFloat16))));
@@ -171,7 +160,7 @@ TEST(Linear, ARoundedLeafGetsTheGradientOfItsMaster) {
 }
 
 TEST(Linear, AgreesWithFiniteDifferences) {
-  const Case c = {"", 9, 6, {4, 5, 3}, {std::nullopt, indices({8, 1, 1}), std::nullopt}};
+  const Case c = {"", 9, 6, {4, 5, 3}, {{0, 9}, {6, 3}, {0, 9}}};
   const Inputs in = inputs_of(c);
   const auto grads = run(projections, in, c.selected);
   const auto loss = [&](const Inputs& at) {
@@ -195,7 +184,7 @@ TEST(Linear, AgreesWithFiniteDifferences) {
 
 // Only some outputs used, only some inputs trained.
 TEST(Linear, SkipsWhatNobodyAsksFor) {
-  const Case c = {"", 40, 12, {8, 6}, {std::nullopt, indices({2, 39})}};
+  const Case c = {"", 40, 12, {8, 6}, {{0, 40}, {2, 37}}};
   const Inputs in = inputs_of(c);
   const auto full = run(projections, in, c.selected);
   const at::Tensor x = in.x.clone().requires_grad_(true), weight = in.weights[0].clone().requires_grad_(true);
@@ -203,7 +192,7 @@ TEST(Linear, SkipsWhatNobodyAsksFor) {
   const auto grads = torch::autograd::grad({y[0]}, {x, weight}, {in.upstream[0]});
   EXPECT_LT(error(grads[0], at::mm(in.upstream[0], in.weights[0])), 1e-13);
   EXPECT_TRUE(at::equal(grads[1], full[3]));
-  const auto frozen = projections(in.x, {weight}, {std::nullopt});  // x needs no gradient
+  const auto frozen = projections(in.x, {weight}, {{0, 40}});  // x needs no gradient
   EXPECT_TRUE(at::equal(torch::autograd::grad({frozen[0]}, {weight}, {in.upstream[0]})[0], full[3]));
 }
 
@@ -219,8 +208,8 @@ TEST(Linear, FewRowsAreIndependent) {
       EXPECT_TRUE(at::equal(operators::linear(x.slice(0, row, row + 1), weight), all.slice(0, row, row + 1)));
     }
     EXPECT_TRUE(at::equal(operators::linear(x.slice(0, 3, 10), weight), all.slice(0, 3, 10)));
-    const auto several = projections(x, {other, weight}, {std::nullopt, indices({15, 2, 2})});
-    EXPECT_TRUE(at::equal(several[1], all.index_select(0, indices({15, 2, 2}))));
+    const auto several = projections(x, {other, weight}, {{0, 16}, {11, 5}});
+    EXPECT_TRUE(at::equal(several[1], all.narrow(0, 11, 5)));
     at::set_num_threads(1);
     EXPECT_TRUE(at::equal(operators::linear(x, weight), all));
     at::set_num_threads(threads);
@@ -232,8 +221,8 @@ TEST(Linear, TakesAnyStrides) {
     for (const auto dtype : {at::kFloat, at::kBFloat16}) {
       const at::Tensor x = at::randn({24, rows}, dtype).t(),
                        weight = at::randn({10, 48}, dtype).slice(1, 0, 48, 2);
-      const Case c = {"", rows, 24, {10}, {at::arange(0, 2 * (rows / 2), at::kLong).slice(0, 0, rows, 2)}};
-      const Inputs strided{x, {weight}, {at::randn({10, c.selected[0]->numel()}, dtype).t()}};
+      const Case c = {"", rows, 24, {10}, {{1, rows / 2}}};
+      const Inputs strided{x, {weight}, {at::randn({10, rows / 2}, dtype).t()}};
       const Inputs packed{x.contiguous(), {weight.contiguous()}, {strided.upstream[0].contiguous()}};
       const auto got = run(projections, strided, c.selected), expected = run(projections, packed, c.selected);
       for (size_t i = 0; i < got.size(); ++i) EXPECT_LT(error(got[i], expected[i].to(at::kDouble)), 1e-6);
@@ -248,18 +237,17 @@ TEST(Linear, IsRegistered) {
                       .typed<at::Tensor(const at::Tensor&, const at::Tensor&)>();
   EXPECT_TRUE(at::equal(op.call(x, a), operators::linear(x, a)));
   const auto several = dispatcher.findSchemaOrThrow("oryx::projections", "")
-                           .typed<std::vector<at::Tensor>(const at::Tensor&, at::TensorList,
-                                                          const c10::List<std::optional<at::Tensor>>&)>();
-  const Rows rows = {std::nullopt, indices({7, 3})};
-  const auto y = several.call(x, std::vector<at::Tensor>{a, b}, c10::List<std::optional<at::Tensor>>(rows));
-  const auto expected = projections(x, {a, b}, rows);
+                           .typed<std::vector<at::Tensor>(const at::Tensor&, at::TensorList, at::IntArrayRef,
+                                                          at::IntArrayRef)>();
+  const auto y =
+      several.call(x, std::vector<at::Tensor>{a, b}, std::vector<int64_t>{0, 7}, std::vector<int64_t>{20, 3});
+  const auto expected = projections(x, {a, b}, {{0, 20}, {7, 3}});
   EXPECT_TRUE(at::equal(y[0], expected[0]) && at::equal(y[1], expected[1]));
 }
 
 TEST(Linear, NamesWhatIsWrong) {
   const at::Tensor x = at::randn({3, 8}), weight = at::randn({4, 8});
-  const auto message = [&](const at::Tensor& input, const at::Tensor& w,
-                           const std::optional<at::Tensor>& rows) {
+  const auto message = [&](const at::Tensor& input, const at::Tensor& w, const RowRange& rows) {
     try {
       projections(input, {w}, {rows});
     } catch (const Error& error) {
@@ -267,12 +255,12 @@ TEST(Linear, NamesWhatIsWrong) {
     }
     return std::string("no error");
   };
-  EXPECT_NE(message(x, weight.slice(1, 0, 7), {}).find("[out, 8], got [4, 7]"), std::string::npos);
-  EXPECT_NE(message(x, weight.to(at::kBFloat16), {}).find("weight of"), std::string::npos);
-  EXPECT_NE(message(x.view({1, 3, 8}), weight, {}).find("x [N, in]"), std::string::npos);
-  EXPECT_NE(message(x, weight, indices({0, 3})).find("rows below 3, got 3"), std::string::npos);
-  EXPECT_NE(message(x, weight, indices({-1})).find("got -1"), std::string::npos);
-  EXPECT_NE(message(x, weight, indices({0}).to(at::kInt)).find("int64"), std::string::npos);
+  EXPECT_NE(message(x, weight.slice(1, 0, 7), {0, 3}).find("[out, 8], got [4, 7]"), std::string::npos);
+  EXPECT_NE(message(x, weight.to(at::kBFloat16), {0, 3}).find("weight of"), std::string::npos);
+  EXPECT_NE(message(x.view({1, 3, 8}), weight, {0, 3}).find("x [N, in]"), std::string::npos);
+  EXPECT_NE(message(x, weight, {1, 3}).find("rows within 3, got 3 from row 1 on"), std::string::npos);
+  EXPECT_NE(message(x, weight, {-1, 1}).find("from row -1"), std::string::npos);
+  EXPECT_NE(message(x, weight, {3, -1}).find("got -1"), std::string::npos);
 }
 
 }  // namespace

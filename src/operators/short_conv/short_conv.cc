@@ -1,6 +1,7 @@
 #include "operators/short_conv/short_conv.h"
 
 #include <ATen/ATen.h>
+#include <fmt/ranges.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -18,27 +19,36 @@ using Optional = std::optional<at::Tensor>;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
+// [batch, time, channels].
+std::vector<int64_t> token_sizes(const at::Tensor& x, const Optional& rows) {
+  if (rows) return {rows->size(0), rows->size(1), x.size(1)};
+  return x.sizes().vec();
+}
+
 ShortConvInput describe(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
-                        const Optional& tail, bool silu) {
+                        const Optional& tail, const Optional& rows, bool silu) {
+  const std::vector<int64_t> sizes = token_sizes(x, rows);
   return {.dtype = x.scalar_type(),
           .silu = silu,
-          .batch = x.size(0),
-          .time = x.size(1),
-          .channels = x.size(2),
+          .batch = sizes[0],
+          .time = sizes[1],
+          .channels = sizes[2],
           .width = weight.size(1),
           .x = x.const_data_ptr(),
-          .x_batch_stride = x.stride(0),
-          .x_time_stride = x.stride(1),
+          .x_batch_stride = rows ? 0 : x.stride(0),
+          .x_time_stride = rows ? x.stride(0) : x.stride(1),
+          .x_rows = rows ? rows->const_data_ptr<int64_t>() : nullptr,
           .weight = weight.const_data_ptr(),
           .bias = bias ? bias->const_data_ptr() : nullptr,
           .tail = tail ? tail->const_data_ptr() : nullptr};
 }
 
 variable_list forward_kernel(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
-                             const Optional& tail, bool silu) {
-  at::Tensor y = at::empty(x.sizes(), x.options());
-  at::Tensor new_tail = at::empty({x.size(0), weight.size(1) - 1, x.size(2)}, x.options());
-  const ShortConvForward arguments{describe(x, weight, bias, tail, silu), y.mutable_data_ptr(),
+                             const Optional& tail, const Optional& rows, bool silu) {
+  const std::vector<int64_t> sizes = token_sizes(x, rows);
+  at::Tensor y = at::empty(sizes, x.options());
+  at::Tensor new_tail = at::empty({sizes[0], weight.size(1) - 1, sizes[2]}, x.options());
+  const ShortConvForward arguments{describe(x, weight, bias, tail, rows, silu), y.mutable_data_ptr(),
                                    new_tail.mutable_data_ptr()};
   cuda::serves(x) ? cuda::short_conv_forward(arguments, x) : cpu::short_conv_forward(arguments);
   return {y, new_tail};
@@ -47,11 +57,13 @@ variable_list forward_kernel(const at::Tensor& x, const at::Tensor& weight, cons
 class ShortConv : public torch::autograd::Function<ShortConv> {
  public:
   static variable_list forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& weight,
-                               const Optional& bias, const Optional& tail, bool silu, bool for_two) {
-    context->save_for_backward({x, weight, bias.value_or(at::Tensor()), tail.value_or(at::Tensor())});
+                               const Optional& bias, const Optional& tail, const Optional& rows, bool silu,
+                               bool for_two) {
+    context->save_for_backward(
+        {x, weight, bias.value_or(at::Tensor()), tail.value_or(at::Tensor()), rows.value_or(at::Tensor())});
     context->saved_data["silu"] = silu;
     context->set_materialize_grads(false);
-    variable_list out = forward_kernel(x, weight, bias, tail, silu);
+    variable_list out = forward_kernel(x, weight, bias, tail, rows, silu);
     if (for_two) out.push_back(out[0].variable_data());
     return out;
   }
@@ -61,12 +73,14 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
     const at::Tensor &x = saved[0], &weight = saved[1];
     const Optional bias = saved[2].defined() ? Optional(saved[2]) : std::nullopt;
     const Optional tail = saved[3].defined() ? Optional(saved[3]) : std::nullopt;
-    const int64_t batch = x.size(0), time = x.size(1), channels = x.size(2), width = weight.size(1);
+    const Optional rows = saved[4].defined() ? Optional(saved[4]) : std::nullopt;
+    const std::vector<int64_t> sizes = token_sizes(x, rows);
+    const int64_t batch = sizes[0], time = sizes[1], channels = sizes[2], width = weight.size(1);
     const int64_t blocks = batch * ((time + short_conv_block - 1) / short_conv_block);
 
     const auto [given, dy_again] = joined_gradients(grads[0], grads.size() > 2 ? grads[2] : at::Tensor(),
                                                     /*adds=*/cuda::serves(x));
-    const at::Tensor dy = given.defined() ? given.contiguous() : at::zeros(x.sizes(), x.options());
+    const at::Tensor dy = given.defined() ? given.contiguous() : at::zeros(sizes, x.options());
     const at::Tensor dnew_tail = grads[1].defined() ? grads[1].contiguous() : at::Tensor();
     at::Tensor dx = at::empty(x.sizes(), x.options()),
                sums = at::empty({width + 1, channels}, weight.options());
@@ -77,14 +91,15 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
       sums.zero_();
     } else {
       at::Tensor partials = at::empty({blocks, width + 1, channels}, weight.options());
-      const ShortConvBackward arguments{describe(x, weight, bias, tail, context->saved_data["silu"].toBool()),
-                                        dy.const_data_ptr(),
-                                        dy_again.defined() ? dy_again.const_data_ptr() : nullptr,
-                                        dnew_tail.defined() ? dnew_tail.const_data_ptr() : nullptr,
-                                        dx.mutable_data_ptr(),
-                                        tail ? dtail.mutable_data_ptr() : nullptr,
-                                        partials.mutable_data_ptr(),
-                                        sums.mutable_data_ptr()};
+      const ShortConvBackward arguments{
+          describe(x, weight, bias, tail, rows, context->saved_data["silu"].toBool()),
+          dy.const_data_ptr(),
+          dy_again.defined() ? dy_again.const_data_ptr() : nullptr,
+          dnew_tail.defined() ? dnew_tail.const_data_ptr() : nullptr,
+          dx.mutable_data_ptr(),
+          tail ? dtail.mutable_data_ptr() : nullptr,
+          partials.mutable_data_ptr(),
+          sums.mutable_data_ptr()};
       cuda::serves(x) ? cuda::short_conv_backward(arguments, x) : cpu::short_conv_backward(arguments);
     }
     // The kernels of the CPU leave [width + 1, channels], the GPU's the weight as it lies in memory, then the
@@ -93,61 +108,88 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
     const at::Tensor flat = sums.view({-1});
     const at::Tensor dweight = by_channel ? flat.narrow(0, 0, channels * width).view({channels, width})
                                           : sums.narrow(0, 0, width).t().contiguous();
-    return {dx, dweight, bias ? flat.narrow(0, channels * width, channels) : at::Tensor(), dtail, {}, {}};
+    return {dx, dweight, bias ? flat.narrow(0, channels * width, channels) : at::Tensor(), dtail, {}, {}, {}};
+  }
+};
+
+// x in the order of the tokens, for kernels that read it so.
+class InOrder : public torch::autograd::Function<InOrder> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& rows) {
+    context->save_for_backward({rows});
+    return x.index_select(0, rows.flatten()).view({rows.size(0), rows.size(1), x.size(1)});
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& upstream) {
+    const at::Tensor rows = context->get_saved_variables()[0];
+    at::Tensor dx = at::empty({rows.numel(), upstream[0].size(2)}, upstream[0].options());
+    dx.index_copy_(0, rows.flatten(), upstream[0].flatten(0, 1));
+    return {dx, {}};
   }
 };
 
 // y, the new tail and, for two readers where gradients are wanted, y again.
 variable_list convolved(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
-                        const Optional& tail, std::string_view activation, bool for_two) {
-  expect_dimensions("short_conv", "x", x, 3);
+                        const Optional& tail, std::string_view activation, const Optional& rows,
+                        bool for_two) {
+  expect_dimensions("short_conv", "x", x, rows ? 2 : 3);
   expect_activations("short_conv", "x", x);
-  expect_shape("short_conv", "weight", weight, {x.size(2), -1});
+  if (rows) {
+    expect(rows->dim() == 2 && rows->scalar_type() == at::kLong && rows->numel() == x.size(0),
+           "[short_conv] expected rows [batch, time] of int64 for the {} rows of x, got [{}] of {}",
+           x.size(0), fmt::join(rows->sizes(), ", "), at::toString(rows->scalar_type()));
+  }
+  const std::vector<int64_t> sizes = token_sizes(x, rows);
+  expect_shape("short_conv", "weight", weight, {sizes[2], -1});
   expect(weight.size(1) >= 1, "[short_conv] expected weight [channels, W] with W >= 1, got W = 0");
-  if (bias) expect_shape("short_conv", "bias", *bias, {x.size(2)});
+  if (bias) expect_shape("short_conv", "bias", *bias, {sizes[2]});
   if (tail) {
-    expect_shape("short_conv", "tail", *tail, {x.size(0), weight.size(1) - 1, x.size(2)});
+    expect_shape("short_conv", "tail", *tail, {sizes[0], weight.size(1) - 1, sizes[2]});
     expect(tail->scalar_type() == x.scalar_type(), "[short_conv] expected tail of {}, got {}",
            at::toString(x.scalar_type()), at::toString(tail->scalar_type()));
   }
   expect(activation == "none" || activation == "silu",
          "[short_conv] expected activation \"none\" or \"silu\", got \"{}\"", activation);
   if (!x.is_cpu() && !cuda::serves(x)) {
-    const auto [y, new_tail] = short_conv_reference(x, weight, bias, tail, activation);
+    const auto [y, new_tail] = short_conv_reference(x, weight, bias, tail, activation, rows);
     return {y, new_tail};
+  }
+  if (rows && !cuda::serves(x)) {
+    return convolved(InOrder::apply(x, *rows), weight, bias, tail, activation, std::nullopt, for_two);
   }
 
   const at::ScalarType accumulate = accumulate_type(x.scalar_type());
-  const at::Tensor rows = contiguous_rows(x), taps = weight.to(accumulate).contiguous();
+  const at::Tensor inputs = contiguous_rows(x), taps = weight.to(accumulate).contiguous();
   const Optional shift = bias ? Optional(bias->to(accumulate).contiguous()) : std::nullopt;
   const Optional before = tail ? Optional(tail->contiguous()) : std::nullopt;
+  const Optional places = rows ? Optional(rows->contiguous()) : std::nullopt;
   const bool silu = activation == "silu";
   const bool differentiable =
-      needs_gradient({rows, taps, shift.value_or(at::Tensor()), before.value_or(at::Tensor())});
-  return differentiable ? ShortConv::apply(rows, taps, shift, before, silu, for_two)
-                        : forward_kernel(rows, taps, shift, before, silu);
+      needs_gradient({inputs, taps, shift.value_or(at::Tensor()), before.value_or(at::Tensor())});
+  return differentiable ? ShortConv::apply(inputs, taps, shift, before, places, silu, for_two)
+                        : forward_kernel(inputs, taps, shift, before, places, silu);
 }
 }  // namespace
 
 std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Tensor& weight,
                                               const Optional& bias, const Optional& tail,
-                                              std::string_view activation) {
-  const variable_list out = convolved(x, weight, bias, tail, activation, /*for_two=*/false);
+                                              std::string_view activation, const Optional& rows) {
+  const variable_list out = convolved(x, weight, bias, tail, activation, rows, /*for_two=*/false);
   return {out[0], out[1]};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_for_two(const at::Tensor& x,
                                                                   const at::Tensor& weight,
                                                                   const Optional& bias, const Optional& tail,
-                                                                  std::string_view activation) {
-  const variable_list out = convolved(x, weight, bias, tail, activation, /*for_two=*/true);
+                                                                  std::string_view activation,
+                                                                  const Optional& rows) {
+  const variable_list out = convolved(x, weight, bias, tail, activation, rows, /*for_two=*/true);
   return {out[0], out.size() > 2 ? out[2] : out[0], out[1]};
 }
 
 TORCH_LIBRARY_FRAGMENT(oryx, m) {
   m.def(
-      "short_conv(Tensor x, Tensor weight, Tensor? bias=None, Tensor? tail=None, str activation=\"none\") -> "
-      "(Tensor, Tensor)",
+      "short_conv(Tensor x, Tensor weight, Tensor? bias=None, Tensor? tail=None, str activation=\"none\", "
+      "Tensor? rows=None) -> (Tensor, Tensor)",
       &short_conv);
 }
 

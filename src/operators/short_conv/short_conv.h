@@ -17,6 +17,8 @@ namespace oryx::operators {
 //   bias    [channels]               as weight
 //   tail    [batch, W-1, channels]   dtype of x: the raw inputs just before this piece; absent = zeros
 //   activation                       "none" or "silu"
+//   rows    [batch, time] int64      where the inputs lie in another order: x is [batch·time, channels], and
+//                                    x[b,t] above stands for its row rows[b,t]; every row is named once
 // Returns y [batch, time, channels] and the new tail [batch, W-1, channels], both in the dtype of x. The new
 // tail is the last W-1 rows of (tail, x), so a sequence cut into pieces gives the values of the whole,
 // bit for bit. time may be 0.
@@ -26,7 +28,8 @@ namespace oryx::operators {
 std::tuple<at::Tensor, at::Tensor> short_conv(const at::Tensor& x, const at::Tensor& weight,
                                               const std::optional<at::Tensor>& bias,
                                               const std::optional<at::Tensor>& tail,
-                                              std::string_view activation);
+                                              std::string_view activation,
+                                              const std::optional<at::Tensor>& rows = std::nullopt);
 
 // short_conv() for two readers of y, which comes twice, as two handles of one tensor, then the new tail. What
 // flows back through both handles is added by the backward pass itself: on a GPU as it reads, rounded nowhere
@@ -35,12 +38,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> short_conv_for_two(const at::Tens
                                                                   const at::Tensor& weight,
                                                                   const std::optional<at::Tensor>& bias,
                                                                   const std::optional<at::Tensor>& tail,
-                                                                  std::string_view activation);
+                                                                  std::string_view activation,
+                                                                  const std::optional<at::Tensor>& rows);
 
 // The same in composed ATen operations: the definition, for any device and dtype.
 std::tuple<at::Tensor, at::Tensor> short_conv_reference(const at::Tensor& x, const at::Tensor& weight,
                                                         const std::optional<at::Tensor>& bias,
                                                         const std::optional<at::Tensor>& tail,
-                                                        std::string_view activation);
+                                                        std::string_view activation,
+                                                        const std::optional<at::Tensor>& rows = std::nullopt);
 
 }  // namespace oryx::operators

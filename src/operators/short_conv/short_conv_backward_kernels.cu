@@ -14,8 +14,8 @@ namespace {
 constexpr int kRuns = 4, kThreads = kRuns * conv_lanes;
 
 // x, dy and, where it has two readers, what comes from the second.
-template <typename T, int readers>
-using Ring = ConvRing<T, conv_channels, 1 + readers, kThreads>;
+template <typename T, int readers, bool looks_up>
+using Ring = ConvRing<T, conv_channels, 1 + readers, kThreads, looks_up>;
 
 // One token's gradients from memory: for any width, and for the tokens that have to do with a tail.
 template <typename T, int n>
@@ -62,9 +62,10 @@ struct ConvGradient {
 #pragma unroll
       for (int i = 0; i < n; ++i) d[i] += weight[i] * slope[i];
     }
-    T* to = t >= 0 ? static_cast<T*>(p.dx) + (int64_t{batch} * p.time + t) * p.channels
-                   : static_cast<T*>(p.dtail) + (int64_t{batch} * before + before + t) * p.channels;
-    store(to + channel, d);
+    const int64_t row = t < 0                  ? int64_t{batch} * before + before + t
+                        : rows.rows != nullptr ? rows.rows[t]
+                                               : int64_t{batch} * p.time + t;
+    store(static_cast<T*>(t < 0 ? p.dtail : p.dx) + row * p.channels + channel, d);
   }
 };
 
@@ -75,10 +76,11 @@ __device__ inline int untailed(const ConvTensors& p, int end) {
 }
 
 // Width 4.
-template <typename T, bool with_silu, int readers>
-__global__ void __launch_bounds__(kThreads, sizeof(T) != 2 ? 3
-                                            : readers == 1 ? 5
-                                                           : 4) conv_backward_kernel(const ConvTensors p) {
+template <typename T, bool with_silu, int readers, bool looks_up>
+__global__ void __launch_bounds__(kThreads, sizeof(T) != 2              ? 3
+                                            : readers == 1 && !looks_up ? 5
+                                                                        : 4)
+    conv_backward_kernel(const ConvTensors p) {
   using A = Wide<T>;
   constexpr int n = conv_channels, width = conv_width, before = width - 1;
   const ConvPlace<n, kRuns> place(p);
@@ -89,15 +91,17 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) != 2 ? 3
   // Tokens count from `begin`. Runs past the end of the sequence have none.
   const int tokens = end - begin, read = tokens > 0 ? tokens + before : 0, there = rows.time - begin;
   const int64_t start = (place.batch * p.time + begin) * p.channels + channel;
-  const T* from[1 + readers] = {rows.x + begin * rows.stride, static_cast<const T*>(p.dy) + start};
+  const T* from[1 + readers] = {rows.x + (looks_up ? 0 : begin * rows.stride),
+                                static_cast<const T*>(p.dy) + start};
   int64_t strides[1 + readers] = {rows.stride, p.channels};
   if constexpr (readers == 2) from[2] = static_cast<const T*>(p.dy_again) + start, strides[2] = p.channels;
-  Ring<T, readers> ring(from, strides, read < there ? read : there);
+  Ring<T, readers, looks_up> ring(from, strides, looks_up ? rows.rows + begin : nullptr,
+                                  read < there ? read : there);
   Vector<T, n> weight[width], x[width], dz[width];  // x, dz: token i is in [i % width]
   Vector<T, n> dweight[width] = {}, dbias = {};
   conv_taps<T, n>(p, channel, weight);
   // Waits beside the ring: there are no registers for it.
-  A* const bias = reinterpret_cast<A*>(shared_memory() + Ring<T, readers>::bytes);
+  A* const bias = reinterpret_cast<A*>(shared_memory() + Ring<T, readers, looks_up>::bytes);
   if constexpr (with_silu) store(bias + threadIdx.x * n, conv_bias<A, n>(p, channel));
 #pragma unroll
   for (int j = 1; j < width; ++j) {
@@ -105,7 +109,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) != 2 ? 3
     dz[j] = {};
   }
   const int own = untailed(p, end) - begin, stored = inside && own > 0 ? own : 0;
-  T* dx = static_cast<T*>(p.dx) + (place.batch * p.time + begin - before) * p.channels + channel;
+  T* dx = static_cast<T*>(p.dx) + channel;
+  if (!looks_up) dx += (place.batch * p.time + begin - before) * p.channels;
   // Takes the ring's group: tokens of the run (or past the sequence, where every slope is zero), or else
   // those after it, which only complete the last gradients.
   const auto take = [&]<bool of_run>() {
@@ -142,8 +147,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) != 2 ? 3
       for (int j = 0; j < width; ++j)
 #pragma unroll
         for (int i = 0; i < n; ++i) d[i] += weight[j][i] * dz[(k + width - j) % width][i];
-      if (static_cast<unsigned>(s) < static_cast<unsigned>(stored)) store(dx, d);
-      dx += p.channels;
+      if (static_cast<unsigned>(s) < static_cast<unsigned>(stored))
+        store(looks_up ? dx + ring.rows[s] * p.channels : dx, d);
+      if (!looks_up) dx += p.channels;
     }
   };
   for (; ring.first < tokens; ring.finish()) {
@@ -231,17 +237,22 @@ void conv_backward(const ConvTensors& p, void* stream) {
         stream);
   };
   if (p.aligned && p.width == conv_width && p.element != Element::float64) {
-    const auto run = [&]<typename T, int readers>() {
+    const auto run = [&]<typename T, int readers, bool looks_up>() {
       constexpr size_t vector = sizeof(Wide<T>) * conv_channels;
-      constexpr size_t shared =
-          std::max(Ring<T, readers>::bytes + kThreads * vector, kThreads * (conv_width + 1) * vector);
+      constexpr size_t shared = std::max(Ring<T, readers, looks_up>::bytes + kThreads * vector,
+                                         kThreads * (conv_width + 1) * vector);
       const dim3 grid = conv_grid<conv_channels>(p);
-      p.silu ? launch<conv_backward_kernel<T, true, readers>>(grid, kThreads, shared, stream, p)
-             : launch<conv_backward_kernel<T, false, readers>>(grid, kThreads, shared, stream, p);
+      p.silu ? launch<conv_backward_kernel<T, true, readers, looks_up>>(grid, kThreads, shared, stream, p)
+             : launch<conv_backward_kernel<T, false, readers, looks_up>>(grid, kThreads, shared, stream, p);
       reduce.template operator()<T>();
     };
+    const auto with_lookup = [&]<typename T, int readers>() {
+      p.x_rows == nullptr ? run.template operator()<T, readers, false>()
+                          : run.template operator()<T, readers, true>();
+    };
     const auto with_readers = [&]<typename T>() {
-      p.dy_again == nullptr ? run.template operator()<T, 1>() : run.template operator()<T, 2>();
+      p.dy_again == nullptr ? with_lookup.template operator()<T, 1>()
+                            : with_lookup.template operator()<T, 2>();
     };
     return p.element == Element::bfloat16 ? with_readers.template operator()<bf16>()
                                           : with_readers.template operator()<float>();

@@ -19,6 +19,8 @@ struct ShortConvInput {
   int64_t batch, time, channels, width;
   const void* x;
   int64_t x_batch_stride, x_time_stride;
+  const int64_t*
+      x_rows;  // [batch, time] (kernels of a GPU): x's row of each token, in place of a batch; or null
   const void* weight;  // [channels, width]
   const void* bias;    // [channels] or null
   const void* tail;    // [batch, width - 1, channels] or null
@@ -33,7 +35,7 @@ struct ShortConvBackward : ShortConvInput {
   const void* dy;         // [batch, time, channels]
   const void* dy_again;   // the same, to be added to it (kernels of a GPU), or null
   const void* dnew_tail;  // [batch, width - 1, channels] or null
-  void* dx;               // [batch, time, channels]
+  void* dx;               // [batch, time, channels], its rows in the order of x
   void* dtail;            // [batch, width - 1, channels] or null
   void* partials;         // [batch · ceil(time / block), width + 1, channels]
   void* sums;             // [width + 1, channels]: weight by tap, then bias

@@ -18,6 +18,7 @@ ConvTensors describe(const operators::ShortConvInput& a) {
   t.silu = a.silu;
   t.batch = a.batch, t.time = a.time, t.channels = a.channels, t.width = a.width;
   t.x = a.x, t.x_batch_stride = a.x_batch_stride, t.x_time_stride = a.x_time_stride;
+  t.x_rows = a.x_rows;
   t.weight = a.weight, t.bias = a.bias, t.tail = a.tail;
   return t;
 }

@@ -60,6 +60,7 @@ inline dim3 conv_grid(const ConvTensors& p) {
 template <typename T, int n>
 struct ConvRows {
   const T *x, *tail;
+  const int64_t* rows;  // of x, one a token; null where they are in order
   int64_t stride, channels;
   int time, before;
 
@@ -68,13 +69,14 @@ struct ConvRows {
         tail(p.tail == nullptr
                  ? nullptr
                  : static_cast<const T*>(p.tail) + batch * (p.width - 1) * p.channels + channel),
+        rows(p.x_rows == nullptr ? nullptr : p.x_rows + batch * p.time),
         stride(p.x_time_stride),
         channels(p.channels),
         time(static_cast<int>(p.time)),
         before(static_cast<int>(p.width) - 1) {}
 
   __device__ Raw<T, n> raw(int t) const {
-    if (t >= 0 && t < time) return load_raw<n>(x + t * stride);
+    if (t >= 0 && t < time) return load_raw<n>(x + (rows == nullptr ? t : rows[t]) * stride);
     if (t < 0 && tail != nullptr) return load_raw<n>(tail + (before + t) * channels);
     return Raw<T, n>{};
   }
@@ -82,23 +84,27 @@ struct ConvRows {
 };
 
 // A thread's own rows of `streams` tensors on their way through shared memory, so that many are under way
-// while none takes a register. Tokens come in groups of conv_width: unrolled over one, the values under the
-// taps change places in registers without a move.
-template <typename T, int n, int streams, int threads>
+// while none takes a register. The rows of the first tensor may be looked up. Tokens come in groups of
+// conv_width: unrolled over one, the values under the taps change places in registers without a move.
+template <typename T, int n, int streams, int threads, bool looks_up>
 struct ConvRing {
   static constexpr int stages = 3, group = conv_width;
   static constexpr size_t bytes = sizeof(Raw<T, n>) * stages * group * streams * threads;
 
   Raw<T, n>* mine;         // [stages, group, streams, threads]
-  const T* from[streams];  // what is copied next
+  const T* from[streams];  // what is copied next; where rows are looked up, row 0
+  const int64_t* rows;     // of the first token and so on
   int64_t strides[streams];
   int limit;                 // tokens from here on are zeros
   int first = 0, stage = 0;  // the group that is taken next
 
   // Starts the first groups of `tokens` tokens from those addresses on. The ring lies at the start of shared
   // memory.
-  __device__ ConvRing(const T* const (&tensors)[streams], const int64_t (&token_strides)[streams], int tokens)
-      : mine(reinterpret_cast<Raw<T, n>*>(shared_memory()) + threadIdx.x), limit(tokens) {
+  __device__ ConvRing(const T* const (&tensors)[streams], const int64_t (&token_strides)[streams],
+                      const int64_t* rows_of_tokens, int tokens)
+      : mine(reinterpret_cast<Raw<T, n>*>(shared_memory()) + threadIdx.x),
+        rows(rows_of_tokens),
+        limit(tokens) {
 #pragma unroll
     for (int s = 0; s < streams; ++s) from[s] = tensors[s], strides[s] = token_strides[s];
 #pragma unroll
@@ -110,8 +116,14 @@ struct ConvRing {
     for (int k = 0; k < group; ++k)
 #pragma unroll
       for (int s = 0; s < streams; ++s) {
-        copy_async<sizeof(Raw<T, n>)>(mine + ((to * group + k) * streams + s) * threads, from[s],
-                                      token + k < limit);
+        const bool is_there = token + k < limit;
+        Raw<T, n>* place = mine + ((to * group + k) * streams + s) * threads;
+        if (looks_up && s == 0) {
+          copy_async<sizeof(Raw<T, n>)>(place, from[s] + (is_there ? rows[token + k] : 0) * strides[s],
+                                        is_there);
+          continue;
+        }
+        copy_async<sizeof(Raw<T, n>)>(place, from[s], is_there);
         from[s] += strides[s];
       }
     commit_copies();

@@ -20,14 +20,15 @@ __device__ inline void copy_tail(const ConvTensors& p, const Place& place, const
 }
 
 // Width 4.
-template <typename T, bool with_silu>
+template <typename T, bool with_silu, bool looks_up>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2) conv_forward_kernel(const ConvTensors p) {
   constexpr int n = conv_channels, width = conv_width;
   const ConvPlace<n, kRuns> place(p);
   if (place.channel >= p.channels) return;
   const ConvRows<T, n> rows(p, place.batch, place.channel);
   const int begin = place.begin, tokens = place.end - begin;
-  ConvRing<T, n, 1, kThreads> ring({rows.x + begin * rows.stride}, {rows.stride}, tokens);
+  ConvRing<T, n, 1, kThreads, looks_up> ring({rows.x + (looks_up ? 0 : begin * rows.stride)}, {rows.stride},
+                                             looks_up ? rows.rows + begin : nullptr, tokens);
   Vector<T, n> weight[width], x[width];  // token begin + i is x[i % width]
   conv_taps<T, n>(p, place.channel, weight);
   const Vector<T, n> bias = conv_bias<T, n>(p, place.channel);
@@ -78,14 +79,17 @@ __global__ void __launch_bounds__(general_threads) conv_forward_general_kernel(c
 
 void conv_forward(const ConvTensors& p, void* stream) {
   if (p.aligned && p.width == conv_width && p.element != Element::float64) {
-    const auto run = [&]<typename T>() {
-      constexpr size_t shared = ConvRing<T, conv_channels, 1, kThreads>::bytes;
-      p.silu
-          ? launch<conv_forward_kernel<T, true>>(conv_grid<conv_channels>(p), kThreads, shared, stream, p)
-          : launch<conv_forward_kernel<T, false>>(conv_grid<conv_channels>(p), kThreads, shared, stream, p);
+    const auto run = [&]<typename T, bool looks_up>() {
+      constexpr size_t shared = ConvRing<T, conv_channels, 1, kThreads, looks_up>::bytes;
+      const dim3 grid = conv_grid<conv_channels>(p);
+      p.silu ? launch<conv_forward_kernel<T, true, looks_up>>(grid, kThreads, shared, stream, p)
+             : launch<conv_forward_kernel<T, false, looks_up>>(grid, kThreads, shared, stream, p);
     };
-    return p.element == Element::bfloat16 ? run.template operator()<bf16>()
-                                          : run.template operator()<float>();
+    const auto with_lookup = [&]<typename T>() {
+      p.x_rows == nullptr ? run.template operator()<T, false>() : run.template operator()<T, true>();
+    };
+    return p.element == Element::bfloat16 ? with_lookup.template operator()<bf16>()
+                                          : with_lookup.template operator()<float>();
   }
   with_element(p.element, [&]<typename T>() {
     launch<conv_forward_general_kernel<T>>(conv_grid<1>(p), general_threads, 0, stream, p);

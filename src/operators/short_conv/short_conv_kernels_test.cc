@@ -21,6 +21,7 @@ struct Case {
   const char* activation;
   int64_t padding = 0;  // of the rows of x
   bool on_gpu_only = false;
+  bool in_other_order = false;  // the rows of x
 };
 
 std::vector<Case> make_cases() {
@@ -36,17 +37,36 @@ std::vector<Case> make_cases() {
   cases.push_back({2, 0, 8, 4, true, true, "silu"});
   cases.push_back({8, 2048, 6144, 4, false, false, "silu", 2048, true});
   cases.push_back({3, 333, 2304, 4, true, true, "silu", 0, true});
+  const std::vector<Case> in_order = cases;
+  for (const Case& c : in_order) {
+    cases.push_back(c);
+    cases.back().in_other_order = true;
+  }
   return cases;
 }
 
 at::Tensor leaf(const at::Tensor& t) { return t.detach().set_requires_grad(true); }
 
+// The row of x of each token, in an order of no token's neighbours.
+Optional rows_of(const Case& c) {
+  if (!c.in_other_order) return std::nullopt;
+  return at::randperm(c.batch * c.time, at::TensorOptions(at::kLong))
+      .to(kernel_device())
+      .view({c.batch, c.time});
+}
+std::vector<int64_t> sizes_of(const Case& c) {
+  if (c.in_other_order) return {c.batch * c.time, c.channels};
+  return {c.batch, c.time, c.channels};
+}
+
 // A slice of a wider projection whose other columns are NaN.
 at::Tensor padded(const at::Tensor& x, int64_t padding) {
   if (padding == 0) return x;
-  const at::Tensor wide = at::full({x.size(0), x.size(1), x.size(2) + padding}, NAN, x.options());
-  wide.narrow(2, 0, x.size(2)).copy_(x);
-  return wide.narrow(2, 0, x.size(2));
+  std::vector<int64_t> sizes = x.sizes().vec();
+  sizes.back() += padding;
+  const at::Tensor slice = at::full(sizes, NAN, x.options()).narrow(-1, 0, x.size(-1));
+  slice.copy_(x);
+  return slice;
 }
 
 double tolerance(at::ScalarType dtype) {
@@ -54,8 +74,8 @@ double tolerance(at::ScalarType dtype) {
 }
 
 std::string name(const Case& c, at::ScalarType dtype) {
-  return fmt::format("{} x {} x {} width {} {} {}", c.batch, c.time, c.channels, c.width, c.activation,
-                     at::toString(dtype));
+  return fmt::format("{} x {} x {} width {} {} {}{}", c.batch, c.time, c.channels, c.width, c.activation,
+                     at::toString(dtype), c.in_other_order ? ", rows in another order" : "");
 }
 
 TEST(ShortConvKernels, MatchReference) {
@@ -66,13 +86,14 @@ TEST(ShortConvKernels, MatchReference) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
       const auto wide = options.dtype(dtype == at::kBFloat16 ? at::kFloat : dtype);
-      Tensors inputs = {leaf(padded(at::randn({c.batch, c.time, c.channels}, options), c.padding)),
+      Tensors inputs = {leaf(padded(at::randn(sizes_of(c), options), c.padding)),
                         leaf(at::randn({c.channels, c.width}, wide))};
       if (c.bias) inputs.push_back(leaf(at::randn({c.channels}, wide)));
       if (c.tail) inputs.push_back(leaf(at::randn({c.batch, c.width - 1, c.channels}, options)));
+      const Optional rows = rows_of(c);
       const auto call = [&](auto function, const Tensors& t) {
         const auto [y, new_tail] = function(t[0], t[1], c.bias ? Optional(t[2]) : std::nullopt,
-                                            c.tail ? Optional(t.back()) : std::nullopt, c.activation);
+                                            c.tail ? Optional(t.back()) : std::nullopt, c.activation, rows);
         return Tensors{y, new_tail};
       };
       const Tensors upstream = {at::randn({c.batch, c.time, c.channels}, options),
@@ -110,7 +131,8 @@ TEST(ShortConvKernels, TwoReadersFlowBackTogether) {
       if (c.on_gpu_only && dtype != at::kBFloat16) continue;
       const auto options = at::TensorOptions(kernel_device()).dtype(dtype);
       const auto wide = options.dtype(dtype == at::kBFloat16 ? at::kFloat : dtype);
-      const Tensors inputs = {leaf(padded(at::randn({c.batch, c.time, c.channels}, options), c.padding)),
+      const Optional rows = rows_of(c);
+      const Tensors inputs = {leaf(padded(at::randn(sizes_of(c), options), c.padding)),
                               leaf(at::randn({c.channels, c.width}, wide)),
                               leaf(at::randn({c.channels}, wide)),
                               leaf(at::randn({c.batch, c.width - 1, c.channels}, options))};
@@ -119,13 +141,13 @@ TEST(ShortConvKernels, TwoReadersFlowBackTogether) {
                                 at::randn({c.batch, c.width - 1, c.channels}, options)};
       const Tensors got = testing::with_kernels([&] {
         const auto [y, again, tail] =
-            short_conv_for_two(inputs[0], inputs[1], inputs[2], inputs[3], c.activation);
+            short_conv_for_two(inputs[0], inputs[1], inputs[2], inputs[3], c.activation, rows);
         EXPECT_TRUE(at::equal(y, again));
         return testing::gradients({y, again, tail}, inputs, upstream);
       });
       Tensors truth;
       for (const at::Tensor& t : inputs) truth.push_back(leaf(t.to(at::kDouble)));
-      const auto [y, tail] = short_conv_reference(truth[0], truth[1], truth[2], truth[3], c.activation);
+      const auto [y, tail] = short_conv_reference(truth[0], truth[1], truth[2], truth[3], c.activation, rows);
       const at::Tensor both = upstream[0].to(at::kDouble) + upstream[1].to(at::kDouble);
       const Tensors want = testing::gradients({y, tail}, truth, {both, upstream[2].to(at::kDouble)});
       for (size_t i = 0; i < got.size(); ++i) {
@@ -134,11 +156,11 @@ TEST(ShortConvKernels, TwoReadersFlowBackTogether) {
       }
       if (c.time == 0) continue;
       const Tensors second = testing::with_kernels([&] {
-        const auto out = short_conv_for_two(inputs[0], inputs[1], inputs[2], inputs[3], c.activation);
+        const auto out = short_conv_for_two(inputs[0], inputs[1], inputs[2], inputs[3], c.activation, rows);
         return torch::autograd::grad({std::get<1>(out)}, inputs, {upstream[1]});
       });
       const Tensors alone = testing::with_kernels([&] {
-        const auto out = short_conv(inputs[0], inputs[1], inputs[2], inputs[3], c.activation);
+        const auto out = short_conv(inputs[0], inputs[1], inputs[2], inputs[3], c.activation, rows);
         return torch::autograd::grad({std::get<0>(out)}, inputs, {upstream[1]});
       });
       for (size_t i = 0; i < second.size(); ++i) EXPECT_TRUE(at::equal(second[i], alone[i]));

@@ -8,7 +8,13 @@ namespace oryx::operators {
 std::tuple<at::Tensor, at::Tensor> short_conv_reference(const at::Tensor& x, const at::Tensor& weight,
                                                         const std::optional<at::Tensor>& bias,
                                                         const std::optional<at::Tensor>& tail,
-                                                        std::string_view activation) {
+                                                        std::string_view activation,
+                                                        const std::optional<at::Tensor>& rows) {
+  if (rows) {
+    const at::Tensor in_order =
+        x.index_select(0, rows->flatten()).view({rows->size(0), rows->size(1), x.size(1)});
+    return short_conv_reference(in_order, weight, bias, tail, activation);
+  }
   const int64_t time = x.size(1), width = weight.size(1);
   const at::ScalarType accumulate = accumulate_type(x.scalar_type());
   const at::Tensor before = tail ? *tail : at::zeros({x.size(0), width - 1, x.size(2)}, x.options());

@@ -50,7 +50,7 @@ template <typename Function>
 Tensors call(Function function, const Case& c, const Tensors& inputs) {
   const Optional bias = c.bias ? Optional(inputs[2]) : std::nullopt;
   const Optional tail = c.tail ? Optional(inputs.back()) : std::nullopt;
-  const auto [y, new_tail] = function(inputs[0], inputs[1], bias, tail, c.activation);
+  const auto [y, new_tail] = function(inputs[0], inputs[1], bias, tail, c.activation, std::nullopt);
   return {y, new_tail};
 }
 
@@ -163,7 +163,8 @@ TEST(ShortConvTest, TwoReadersFlowBackTogether) {
     return gradients({y}, inputs, {cotangent});
   };
   const auto two = [&] {
-    auto [y, again, tail] = short_conv_for_two(inputs[0], inputs[1], std::nullopt, std::nullopt, "silu");
+    auto [y, again, tail] =
+        short_conv_for_two(inputs[0], inputs[1], std::nullopt, std::nullopt, "silu", std::nullopt);
     EXPECT_TRUE(at::equal(y, again));
     return Tensors{y, again};
   };
@@ -173,6 +174,24 @@ TEST(ShortConvTest, TwoReadersFlowBackTogether) {
     EXPECT_TRUE(at::equal(both[i], want[i]));
     EXPECT_TRUE(at::equal(second[i], alone[i]));
   }
+}
+
+TEST(ShortConvTest, RowsMayLieInAnotherOrder) {
+  at::manual_seed(8);
+  const at::Tensor rows = at::randperm(18, at::kLong).view({2, 9});
+  const Tensors tokens =
+      leaves({random_normal({2, 9, 8}), random_normal({8, 4}), random_normal({2, 3, 8})}, at::kFloat);
+  const at::Tensor x = at::empty({18, 8}).index_copy(0, rows.flatten(), tokens[0].detach().flatten(0, 1));
+  const Tensors packed = {leaves({x}, at::kFloat)[0], tokens[1], tokens[2]};
+  const auto run = [&](const Tensors& t, const Optional& order) {
+    const auto [y, tail] = short_conv(t[0], t[1], std::nullopt, t[2], "silu", order);
+    Tensors results = gradients({y, tail}, t, {at::ones_like(y) * y.detach(), tail.detach()});
+    results.insert(results.end(), {y, tail});
+    return results;
+  };
+  const Tensors want = run(tokens, std::nullopt), got = run(packed, rows);
+  EXPECT_TRUE(at::equal(got[0].index_select(0, rows.flatten()).view({2, 9, 8}), want[0]));
+  for (size_t i = 1; i < want.size(); ++i) EXPECT_TRUE(at::equal(got[i], want[i])) << i;
 }
 
 TEST(ShortConvTest, DoesNotDependOnThreads) {
@@ -199,6 +218,12 @@ TEST(ShortConvTest, RejectsWhatItCannotRead) {
   EXPECT_THROW(short_conv(x, weight, std::nullopt, at::ones({2, 4, 8}), "none"), Error);
   EXPECT_THROW(short_conv(x, weight, std::nullopt, at::ones({2, 3, 8}, at::kDouble), "none"), Error);
   EXPECT_THROW(short_conv(x, weight, std::nullopt, std::nullopt, "relu"), Error);
+  const at::Tensor rows = at::arange(10, at::kLong).view({2, 5});
+  EXPECT_THROW(short_conv(x, weight, std::nullopt, std::nullopt, "none", rows), Error);
+  const at::Tensor packed = x.flatten(0, 1);
+  EXPECT_THROW(short_conv(packed, weight, std::nullopt, std::nullopt, "none", rows.flatten()), Error);
+  EXPECT_THROW(short_conv(packed, weight, std::nullopt, std::nullopt, "none", rows.to(at::kInt)), Error);
+  EXPECT_THROW(short_conv(packed, weight, std::nullopt, std::nullopt, "none", rows.narrow(1, 0, 4)), Error);
 }
 
 }  // namespace
