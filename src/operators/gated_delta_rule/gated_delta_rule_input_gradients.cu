@@ -163,8 +163,12 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
   load_gates(memory.gates, p, block.index);
   load_rows<threads>(memory.key, p.key_rows(block), p.key.time, block.valid);
   load_whole<threads>(memory.surprise, own(p.surprises, value_dim * kChunk));
-  if (has_rows) load_reader(0, first_of_query, first_of_output);
-  commit_copies();
+  if (has_rows) {
+    load_reader(0, first_of_query, first_of_output);
+    commit_copies();
+  } else {
+    load_d_surprise();
+  }
   load_whole<threads>(memory.state, own(p.states, value_dim * key_dim));
   commit_copies();
   if (has_rows) {
@@ -173,7 +177,6 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
       prefetch<Memory::States::bytes>(own(p.d_states, value_dim * key_dim));
     }
   } else {
-    load_d_surprise();
     load_d_state(0);
   }
 
@@ -255,7 +258,7 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
     });
   }
 
-  wait_copies<1>();
+  has_rows ? wait_copies<1>() : wait_copies<2>();  // for Y
   share();
   // What dQK ⊙ (Q Kᵀ) takes from dG.
   beside(d_key, memory.key, row0, key0, [&](int below, int, float2 key, float& first, float& second) {
@@ -302,6 +305,7 @@ __global__ void __launch_bounds__(2 * key_dim, key_dim == 128 ? 2 : 3)
     }
     y_n.store(memory.square.panel(0), row0, square0);
   }
+  wait_copies<1>();  // for S
   share();
   Rows bracket;  // Y Sᵀ
   warpgroup_fence();
