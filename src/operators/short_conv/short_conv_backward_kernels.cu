@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) != 2              ? 3
 #pragma unroll
         for (int i = 0; i < n; ++i) d[i] += weight[j][i] * dz[(k + width - j) % width][i];
       if (static_cast<unsigned>(s) < static_cast<unsigned>(stored))
-        store(looks_up ? dx + ring.rows[s] * p.channels : dx, d);
+        store(looks_up ? dx + __ldg(ring.rows + s) * p.channels : dx, d);
       if (!looks_up) dx += p.channels;
     }
   };

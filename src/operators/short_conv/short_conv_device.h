@@ -94,6 +94,7 @@ struct ConvRing {
   Raw<T, n>* mine;         // [stages, group, streams, threads]
   const T* from[streams];  // what is copied next; where rows are looked up, row 0
   const int64_t* rows;     // of the first token and so on
+  int row[group];          // of what is copied next
   int64_t strides[streams];
   int limit;                 // tokens from here on are zeros
   int first = 0, stage = 0;  // the group that is taken next
@@ -107,8 +108,16 @@ struct ConvRing {
         limit(tokens) {
 #pragma unroll
     for (int s = 0; s < streams; ++s) from[s] = tensors[s], strides[s] = token_strides[s];
+    if (looks_up) look_up(0);
 #pragma unroll
     for (int i = 0; i + 1 < stages; ++i) copy(i * group, i);
+  }
+
+  // A group ahead of the copies that need them.
+  __device__ void look_up(int token) {
+#pragma unroll
+    for (int k = 0; k < group; ++k)
+      row[k] = token + k < limit ? static_cast<int>(__ldg(rows + token + k)) : 0;
   }
 
   __device__ void copy(int token, int to) {
@@ -116,17 +125,13 @@ struct ConvRing {
     for (int k = 0; k < group; ++k)
 #pragma unroll
       for (int s = 0; s < streams; ++s) {
-        const bool is_there = token + k < limit;
-        Raw<T, n>* place = mine + ((to * group + k) * streams + s) * threads;
-        if (looks_up && s == 0) {
-          copy_async<sizeof(Raw<T, n>)>(place, from[s] + (is_there ? rows[token + k] : 0) * strides[s],
-                                        is_there);
-          continue;
-        }
-        copy_async<sizeof(Raw<T, n>)>(place, from[s], is_there);
-        from[s] += strides[s];
+        const bool by_row = looks_up && s == 0;
+        copy_async<sizeof(Raw<T, n>)>(mine + ((to * group + k) * streams + s) * threads,
+                                      by_row ? from[s] + row[k] * strides[s] : from[s], token + k < limit);
+        if (!by_row) from[s] += strides[s];
       }
     commit_copies();
+    if (looks_up) look_up(token + group);
   }
 
   // Waits for the next group and starts one in the place of the group before it, all of which has been read.

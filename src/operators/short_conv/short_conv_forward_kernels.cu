@@ -21,7 +21,9 @@ __device__ inline void copy_tail(const ConvTensors& p, const Place& place, const
 
 // Width 4.
 template <typename T, bool with_silu, bool looks_up>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2) conv_forward_kernel(const ConvTensors p) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) != 2 ? 2
+                                            : looks_up     ? 3
+                                                           : 4) conv_forward_kernel(const ConvTensors p) {
   constexpr int n = conv_channels, width = conv_width;
   const ConvPlace<n, kRuns> place(p);
   if (place.channel >= p.channels) return;
