@@ -125,10 +125,8 @@ Block::Handles Block::convolve(const at::Tensor& x, const Convolution& convoluti
                                                          config_.conv_activation, routing.rows);
   if (tail == nullptr || !routing.keeps_state) return {y, again};
   if (routing.tail_rows) {
-    after = at::cat({*before, tokens()}, 1)
-                .flatten(0, 1)
-                .index_select(0, *routing.tail_rows)
-                .view(before->sizes());
+    const at::Tensor inputs = routing.has_tails ? x : at::cat({*before, tokens()}, 1).flatten(0, 1);
+    after = inputs.index_select(0, *routing.tail_rows).view(before->sizes());
   }
   *tail = after;
   return {y, again};

@@ -72,11 +72,16 @@ at::Tensor mask_of(const Piece& piece) {
   return mask;
 }
 
-at::Tensor tail_rows_of(const Piece& piece, int64_t taps) {
+// The last `taps` tokens of each sequence among those of the piece or, where it has not all of them, among
+// these and the `taps` before.
+at::Tensor tail_rows_of(const Piece& piece, int64_t taps, bool has_tails) {
+  const int64_t before = has_tails ? 0 : taps;
   at::Tensor rows = at::empty({piece.batch * taps}, at::kLong);
   int64_t* row = rows.mutable_data_ptr<int64_t>();
   for (int64_t b = 0; b < piece.batch; ++b) {
-    for (int64_t i = 0; i < taps; ++i) *row++ = b * (taps + piece.time) + piece.lengths[b] + i;
+    for (int64_t i = 0; i < taps; ++i) {
+      *row++ = b * (before + piece.time) + before + piece.lengths[b] - taps + i;
+    }
   }
   return rows;
 }
@@ -118,10 +123,13 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
   const bool is_padded =
       std::any_of(piece.lengths.begin(), piece.lengths.end(), [&](int64_t length) { return length != time; });
   if (!is_even) routing.cache_rows = copy_to(rows_in_cache(piece, capacity), device);
+  routing.starts = is_even && routing.position == 0;
   if (is_padded && piece.keeps_state) {
     routing.mask = copy_to(mask_of(piece).to(operators::accumulate_type(dtype)), device);
     if (config.short_conv) {
-      routing.tail_rows = copy_to(tail_rows_of(piece, config.conv_width - 1), device);
+      const int64_t taps = config.conv_width - 1;
+      routing.has_tails = *std::min_element(piece.lengths.begin(), piece.lengths.end()) >= taps;
+      routing.tail_rows = copy_to(tail_rows_of(piece, taps, routing.has_tails), device);
     }
   }
 
@@ -157,6 +165,7 @@ Routing route(const ModelConfig& config, const std::vector<schedule::ModeSpans>&
     for (size_t r = 0; r < order.size(); ++r) row[order[r]] = static_cast<int64_t>(r);
     routing.rows = copy_to(rows, device);
     routing.tokens = copy_to(at::tensor(order, at::kLong), device);
+    if (routing.has_tails) routing.tail_rows = routing.rows->view(-1).index_select(0, *routing.tail_rows);
   }
   if (!everything.cosine.defined()) return routing;
   for (Selection* selection : selections) {

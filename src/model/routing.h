@@ -45,10 +45,12 @@ struct Routing {
   // differ, as rows of [batch · capacity], int64 [batch · time].
   int64_t position = 0;
   std::optional<at::Tensor> cache_rows;
+  bool starts = false;  // whether no sequence has tokens before the piece
   // Where a state is to be kept up past padding: [batch, time, 1] of the accumulate type, 0 for padding; and
-  // the last `taps` tokens of each sequence as rows of [batch · (taps + time)], the tokens before the piece
-  // included, int64 [batch · taps].
+  // the last `taps` tokens of each sequence, int64 [batch · taps], as rows of the R where the piece has them
+  // all (has_tails), else of [batch · (taps + time)], the tokens before it included.
   std::optional<at::Tensor> mask, tail_rows;
+  bool has_tails = false;
   bool keeps_state = false;
 };
 

@@ -69,8 +69,8 @@ JointState JointState::empty(const ModelConfig& config, int64_t batch, at::Scala
       layer.value_cache = at::empty({batch, 0, config.value_heads, config.value_dim}, options);
     }
     if (!linear_mixer(mixers).empty() && state.next_.linear) {
-      layer.recurrent = at::zeros({batch, config.value_heads, config.head_dim, config.value_dim},
-                                  options.dtype(operators::accumulate_type(dtype)));
+      layer.recurrent = at::zeros({1, 1, 1, 1}, options.dtype(operators::accumulate_type(dtype)))
+                            .expand({batch, config.value_heads, config.head_dim, config.value_dim});
     }
     if (config.short_conv) {
       const int64_t taps = config.conv_width - 1;
@@ -168,8 +168,11 @@ JointState JointState::select(const at::Tensor& rows, int64_t room) const {
       }
       return picked;
     };
-    to = {pick_cache(from.key_cache), pick_cache(from.value_cache), pick(from.recurrent),
+    to = {pick_cache(from.key_cache), pick_cache(from.value_cache), from.recurrent,       {},
           pick(from.key_tail),        pick(from.value_tail),        pick(from.query_tail)};
+    if (!from.recurrent.defined()) continue;
+    if (!on_device.defined()) on_device = copy_to(indices, from.recurrent.device());
+    to.recurrent_rows = from.recurrent_rows.defined() ? pick(from.recurrent_rows) : on_device;
   }
   return selected;
 }
@@ -180,7 +183,7 @@ int64_t JointState::bytes() const {
   for (const LayerState& layer : layers_) {
     for (const at::Tensor* tensor :
          {&layer.recurrent, &layer.key_tail, &layer.value_tail, &layer.query_tail}) {
-      if (tensor->defined()) total += static_cast<int64_t>(tensor->nbytes());
+      if (tensor->defined()) total += batch_ * static_cast<int64_t>(tensor->nbytes()) / tensor->size(0);
     }
     for (const at::Tensor* cache : {&layer.key_cache, &layer.value_cache}) {
       if (cache->defined()) {
@@ -197,7 +200,10 @@ void JointState::save(const std::filesystem::path& file, const ModelConfig& conf
   formats::NamedTensors tensors;
   JointState copy = *this;  // shares the tensors
   for (int64_t n = 0; n < config.layers; ++n) {
-    for (const Named& entry : named_tensors(config, n, copy.layers_[n])) {
+    LayerState& layer = copy.layers_[n];
+    if (layer.recurrent_rows.defined())
+      layer.recurrent = layer.recurrent.index_select(0, layer.recurrent_rows);
+    for (const Named& entry : named_tensors(config, n, layer)) {
       tensors.emplace_back(entry.name, entry.is_cache ? entry.tensor->narrow(1, 0, position) : *entry.tensor);
     }
   }

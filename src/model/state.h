@@ -16,7 +16,10 @@ struct LayerState {
   // attention reads them. Only the first tokens of each sequence, up to its position, are meaningful:
   // capacity grows ahead of use.
   at::Tensor key_cache, value_cache;
-  at::Tensor recurrent;  // [batch, value_heads, head_dim, value_dim], float32 or float64
+  // [n, value_heads, head_dim, value_dim], float32 or float64: of sequence b row recurrent_rows[b] (int64
+  // [batch]), or row b where those are undefined. Never written to: states that were selected from one share
+  // it until each goes on.
+  at::Tensor recurrent, recurrent_rows;
   at::Tensor key_tail, value_tail,
       query_tail;  // [batch, conv_width − 1, channels], raw inputs of the convolution
 };

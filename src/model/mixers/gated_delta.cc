@@ -42,13 +42,16 @@ class GatedDelta : public Mixer {
       log_decay = log_decay * *shared.routing->mask;
       beta = beta * *shared.routing->mask;
     }
-    std::optional<at::Tensor> initial;
-    const bool has_state = state != nullptr && is_kept(*state);
-    if (has_state) initial = state->recurrent;
+    const at::Tensor prepared = prepare_query(query, options_, rotates_, selection);
+    if (state == nullptr) {
+      return std::get<0>(operators::gated_delta_rule(prepared, key, shared.value, log_decay, beta,
+                                                     selection.spans, std::nullopt, scale_));
+    }
+    const RecurrentPiece piece(*state, *shared.routing);
     auto [output, final_state] =
-        operators::gated_delta_rule(prepare_query(query, options_, rotates_, selection), key, shared.value,
-                                    log_decay, beta, selection.spans, initial, scale_);
-    if (has_state && shared.routing->keeps_state) state->recurrent = final_state;
+        operators::gated_delta_rule_inference(prepared, key, shared.value, log_decay, beta, selection.spans,
+                                              piece.initial, piece.initial_rows, scale_, piece.keeps_state);
+    piece.keep(*state, final_state);
     return output;
   }
 

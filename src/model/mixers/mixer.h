@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -48,6 +49,24 @@ class Mixer {
   virtual at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
                              const std::vector<at::Tensor>& projected, const Selection& selection,
                              LayerState* state) const = 0;
+};
+
+// How a linear mixer goes on from a state and leaves one: what ssd_inference() and its like ask for.
+struct RecurrentPiece {
+  std::optional<at::Tensor> initial, initial_rows;
+  bool keeps_state;
+
+  RecurrentPiece(const LayerState& state, const Routing& routing)
+      : keeps_state(routing.keeps_state && state.recurrent.defined()) {
+    if (routing.starts || !state.recurrent.defined()) return;  // from zero
+    initial = state.recurrent;
+    if (state.recurrent_rows.defined()) initial_rows = state.recurrent_rows;
+  }
+  void keep(LayerState& state, const at::Tensor& final_state) const {
+    if (!keeps_state) return;
+    state.recurrent = final_state;
+    state.recurrent_rows = at::Tensor();
+  }
 };
 
 struct MixerType {

@@ -32,13 +32,16 @@ class Ssd : public Mixer {
                           .view({key.size(0), key.size(1), step_bias_.size(0)});
     if (shared.routing->mask) step = step * *shared.routing->mask;  // a step of 0 leaves the state as it is
     const at::Tensor log_decay = step * -log_a_.exp();
-    std::optional<at::Tensor> initial;
-    const bool has_state = state != nullptr && is_kept(*state);
-    if (has_state) initial = state->recurrent;
+    const at::Tensor prepared = prepare_query(query, options_, rotates_, selection);
+    if (state == nullptr) {
+      return std::get<0>(
+          operators::ssd(prepared, key, shared.value, log_decay, step, skip_, selection.spans, std::nullopt));
+    }
+    const RecurrentPiece piece(*state, *shared.routing);
     auto [output, final_state] =
-        operators::ssd(prepare_query(query, options_, rotates_, selection), key, shared.value, log_decay,
-                       step, skip_, selection.spans, initial);
-    if (has_state && shared.routing->keeps_state) state->recurrent = final_state;
+        operators::ssd_inference(prepared, key, shared.value, log_decay, step, skip_, selection.spans,
+                                 piece.initial, piece.initial_rows, piece.keeps_state);
+    piece.keep(*state, final_state);
     return output;
   }
 

@@ -80,7 +80,10 @@ cpu::MixerShape expect_mixer_tensors(const MixerTensors& t) {
   expect_dtype(t, "log_decay", t.log_decay, accumulate_type(type));
   expect_dtype(t, t.step_name, t.step, accumulate_type(type));
   if (t.initial_state.has_value() && t.initial_state->defined()) {
-    expect_shape(t.who, "initial_state", *t.initial_state, {s.batch, s.state_heads, s.key_dim, s.value_dim});
+    const bool by_rows = t.initial_rows.defined();
+    expect_shape(t.who, "initial_state", *t.initial_state,
+                 {by_rows ? -1 : s.batch, s.state_heads, s.key_dim, s.value_dim});
+    if (by_rows) expect_shape(t.who, "initial_rows", t.initial_rows, {s.batch});
     expect_dtype(t, "initial_state", *t.initial_state, accumulate_type(type));
   }
   expect_spans(t, s);

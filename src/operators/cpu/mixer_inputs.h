@@ -23,10 +23,17 @@ struct MixerTensors {
   const at::Tensor &query, &key, &value, &log_decay, &step, &spans;
   const std::optional<at::Tensor>& initial_state;
   int64_t chunk;
+  at::Tensor initial_rows = {};  // or undefined, as in ssd_inference()
 };
 
 // Throws Error where a shape, dtype, device, head count, span or chunk is wrong; returns the sizes.
 cpu::MixerShape expect_mixer_tensors(const MixerTensors& tensors);
+
+// Whether pieces of so few tokens that a GPU may take them one by one go by chunks all the same: the tokens
+// of a stream wait for each other, and with many streams nothing is idle meanwhile that they could use.
+inline bool few_tokens_want_chunks(int64_t time, int64_t streams, int64_t multiprocessors) {
+  return time > 2 && streams >= 4 * multiprocessors;
+}
 
 // Storage behind a cpu::QueryRowTable.
 struct QueryRows {

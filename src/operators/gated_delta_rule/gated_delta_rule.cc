@@ -158,6 +158,20 @@ std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& query, con
   return {out[0], out[1]};
 }
 
+std::tuple<at::Tensor, at::Tensor> gated_delta_rule_inference(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& log_decay,
+    const at::Tensor& beta, const at::Tensor& spans, const Optional& initial_state,
+    const Optional& initial_rows, double scale, bool keeps_state) {
+  const at::NoGradGuard without_gradients;
+  if (cuda::serves(value)) {
+    return gated_delta_rule_cuda({"gated_delta_rule", "beta", query, key, value, log_decay, beta, spans,
+                                  initial_state, 64, initial_rows.value_or(at::Tensor())},
+                                 scale, keeps_state);
+  }
+  const Optional own = initial_rows ? initial_state->index_select(0, *initial_rows) : initial_state;
+  return gated_delta_rule(query, key, value, log_decay, beta, spans, own, scale);
+}
+
 TORCH_LIBRARY_FRAGMENT(oryx, m) {
   constexpr const char* arguments =
       "(Tensor query, Tensor key, Tensor value, Tensor log_decay, Tensor beta, Tensor spans, "

@@ -38,6 +38,13 @@ std::tuple<at::Tensor, at::Tensor> gated_delta_rule(const at::Tensor& query, con
                                                     const std::optional<at::Tensor>& initial_state,
                                                     double scale, int64_t chunk = 64);
 
+// The same without gradients, for a piece of sequences that are read on from states among others and, it may
+// be, no further: `initial_rows` and `keeps_state` as in ssd_inference() (operators/ssd/ssd.h).
+std::tuple<at::Tensor, at::Tensor> gated_delta_rule_inference(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& log_decay,
+    const at::Tensor& beta, const at::Tensor& spans, const std::optional<at::Tensor>& initial_state,
+    const std::optional<at::Tensor>& initial_rows, double scale, bool keeps_state);
+
 // The same in chunks, in composed ATen operations for any device (differentiable as often as they are):
 // nothing is done token by token, and only the state goes from chunk to chunk. float64 of it judges kernels
 // on a GPU.

@@ -18,8 +18,13 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Optional = std::optional<at::Tensor>;
 
-// Without gradients, sequences shorter than this go token by token.
-constexpr int64_t fewest_chunk_tokens = 16;
+// Whether a call without gradients goes token by token, as sequences of up to 15 tokens may.
+bool takes_steps(const at::Tensor& value, const cpu::MixerShape& s) {
+  if (s.time > 15) return false;
+  const bool chunks_serve = value.scalar_type() == at::kBFloat16 && cuda::gated_delta_fits();
+  return !chunks_serve ||
+         !few_tokens_want_chunks(s.time, s.batch * s.state_heads, cuda::multiprocessors(value));
+}
 
 std::atomic<int> forced_segments = 0;
 
@@ -76,7 +81,7 @@ T* data(const at::Tensor& x) {
 // The inputs as the kernels read them, and scratch that lives as long.
 struct Call {
   cpu::MixerShape shape;
-  at::Tensor query, key, value, log_decay, beta, initial_state, rows;
+  at::Tensor query, key, value, log_decay, beta, initial_state, initial_rows, rows;
   at::Tensor inverse, gates;
   at::Tensor segment_states, segment_transfers, d_segment_states;  // where there are segments
   cuda::GatedDeltaArguments arguments{};
@@ -94,6 +99,7 @@ struct Call {
         stream(cuda::stream(value)) {
     if (t.initial_state.has_value() && t.initial_state->defined())
       initial_state = with_aligned_rows(t.initial_state->contiguous());
+    if (t.initial_rows.defined()) initial_rows = t.initial_rows.contiguous();
     cuda::GatedDeltaArguments& a = arguments;
     a.time = shape.time;
     a.batch = static_cast<int32_t>(shape.batch);
@@ -112,6 +118,7 @@ struct Call {
     a.log_decay = data<const float>(log_decay);
     a.beta = data<const float>(beta);
     a.initial_state = data<const float>(initial_state);
+    a.initial_rows = data<const int64_t>(initial_rows);
     a.rows = data<const int32_t>(rows);
     a.segments = 1, a.segment_chunks = a.chunks;
     blocks = shape.batch * shape.state_heads * a.chunks;
@@ -136,6 +143,11 @@ struct Call {
     cuda::GatedDeltaArguments& a = arguments;
     segments = std::min(segments, a.chunks);
     if (segments < 2) return;
+    if (initial_rows.defined()) {
+      initial_state = initial_state.index_select(0, initial_rows);
+      a.initial_state = data<const float>(initial_state);
+      a.initial_rows = nullptr;
+    }
     a.segment_chunks = (a.chunks + segments - 1) / segments;
     a.segments = (a.chunks + a.segment_chunks - 1) / a.segment_chunks;
     a.wants_last_transfer = differentiate;
@@ -167,14 +179,17 @@ struct Call {
 
 // Output, final state and, where `differentiate`, what backward needs of the chunks and segments.
 variable_list forward_kernels(const MixerTensors& t, const cpu::MixerShape& shape, double scale,
-                              bool differentiate) {
+                              bool differentiate, bool keeps_state) {
   Call call(t, shape, scale);
   at::Tensor output = at::empty({t.query.size(0), shape.output_heads, shape.value_dim}, call.value.options());
-  at::Tensor state =
-      at::empty({shape.batch, shape.state_heads, shape.key_dim, shape.value_dim}, call.log_decay.options());
+  at::Tensor state;
+  if (keeps_state) {
+    state =
+        at::empty({shape.batch, shape.state_heads, shape.key_dim, shape.value_dim}, call.log_decay.options());
+  }
   call.arguments.output = packed_rows_of(output);
   call.arguments.final_state = data<float>(state);
-  if (!differentiate && shape.time < fewest_chunk_tokens) {
+  if (!differentiate && takes_steps(call.value, shape)) {
     cuda::gated_delta_steps(call.arguments, call.value.scalar_type() == at::kFloat, call.stream);
   } else {
     call.prepare();
@@ -193,7 +208,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
                                const at::Tensor& spans, const Optional& initial_state, double scale) {
     const MixerTensors t{"gated_delta_rule", "beta", query, key,           value,
                          log_decay,          beta,   spans, initial_state, cuda::gated_delta_chunk};
-    const variable_list out = forward_kernels(t, expect_mixer_tensors(t), scale, true);
+    const variable_list out = forward_kernels(t, expect_mixer_tensors(t), scale, true, true);
     context->set_materialize_grads(false);
     context->save_for_backward({query, key, value, log_decay, beta, spans,
                                 initial_state.value_or(at::Tensor()), out[2], out[3], out[4], out[5]});
@@ -253,7 +268,7 @@ class GatedDeltaRuleCuda : public torch::autograd::Function<GatedDeltaRuleCuda> 
 bool kernels_serve(const MixerTensors& t, const cpu::MixerShape& shape, bool differentiate) {
   const at::ScalarType type = t.value.scalar_type();
   const auto is_served = [](int64_t dim) { return dim == 64 || dim == 128; };
-  const bool steps = !differentiate && shape.time < fewest_chunk_tokens;
+  const bool steps = !differentiate && takes_steps(t.value, shape);
   return cuda::serves(t.value) && is_served(shape.key_dim) && is_served(shape.value_dim) &&
          (steps ? type == at::kBFloat16 || type == at::kFloat
                 : type == at::kBFloat16 && cuda::gated_delta_fits()) &&
@@ -264,7 +279,8 @@ bool kernels_serve(const MixerTensors& t, const cpu::MixerShape& shape, bool dif
 
 void force_gated_delta_segments(int segments) { forced_segments = segments; }
 
-std::tuple<at::Tensor, at::Tensor> gated_delta_rule_cuda(const MixerTensors& t, double scale) {
+std::tuple<at::Tensor, at::Tensor> gated_delta_rule_cuda(const MixerTensors& t, double scale,
+                                                         bool keeps_state) {
   const cpu::MixerShape shape = expect_mixer_tensors(t);
   const c10::OptionalDeviceGuard guard(t.value.device());
   const bool differentiate =
@@ -273,12 +289,14 @@ std::tuple<at::Tensor, at::Tensor> gated_delta_rule_cuda(const MixerTensors& t, 
        t.log_decay.requires_grad() || t.step.requires_grad() ||
        (t.initial_state.has_value() && t.initial_state->defined() && t.initial_state->requires_grad()));
   if (!kernels_serve(t, shape, differentiate)) {
-    return gated_delta_rule_chunked(t.query, t.key, t.value, t.log_decay, t.step, t.spans, t.initial_state,
-                                    scale, t.chunk);
+    const Optional own =
+        t.initial_rows.defined() ? t.initial_state->index_select(0, t.initial_rows) : t.initial_state;
+    return gated_delta_rule_chunked(t.query, t.key, t.value, t.log_decay, t.step, t.spans, own, scale,
+                                    t.chunk);
   }
   const variable_list out = differentiate ? GatedDeltaRuleCuda::apply(t.query, t.key, t.value, t.log_decay,
                                                                       t.step, t.spans, t.initial_state, scale)
-                                          : forward_kernels(t, shape, scale, false);
+                                          : forward_kernels(t, shape, scale, false, keeps_state);
   return {out[0], out[1]};
 }
 

@@ -37,11 +37,13 @@ struct GatedDeltaArguments {
   const float* log_decay;      // [batch, time, state_heads]
   const float* beta;           // [batch, time, state_heads]
   const float* initial_state;  // [batch, state_heads, key_dim, value_dim] or null
+  // Where segments == 1: [batch], whose initial_state a sequence takes; null: its own.
+  const int64_t* initial_rows;
   // [batch, chunks, gated_delta_row_table]: the packed row of every token or −1, then how many are not −1.
   const int32_t* rows;
 
   GatedDeltaRows output;
-  float* final_state;  // like initial_state
+  float* final_state;  // like initial_state; or null
 
   // The serial passes may take a sequence in segments of segment_chunks chunks, side by side; the last has
   // the rest. Where segments > 1:

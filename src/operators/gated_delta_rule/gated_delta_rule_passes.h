@@ -80,7 +80,10 @@ struct Segment {
   // S before the segment, or null for zeros.
   __device__ const float* start(const GatedDeltaArguments& p) const {
     if (p.segments > 1) return p.segment_states + state_at(p);
-    return p.initial_state == nullptr ? nullptr : p.initial_state + stream_at(p);
+    if (p.initial_state == nullptr) return nullptr;
+    if (p.initial_rows == nullptr) return p.initial_state + stream_at(p);
+    const int64_t from = p.initial_rows[stream / p.state_heads] * p.state_heads + stream % p.state_heads;
+    return p.initial_state + from * p.key_dim * p.value_dim;
   }
   // dS after it, or null for zeros.
   __device__ const float* d_end(const GatedDeltaArguments& p) const {

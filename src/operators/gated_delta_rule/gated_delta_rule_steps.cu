@@ -60,12 +60,15 @@ __global__ void __launch_bounds__(kThreads) steps_kernel(const GatedDeltaArgumen
   StepState<key_dim> state;
   const int column = static_cast<int>(blockIdx.x) % parts * kColumns + state.column();
   const int64_t state_at = stream * key_dim * p.value_dim + column;
+  const int64_t first = p.initial_rows == nullptr
+                            ? stream
+                            : p.initial_rows[stream / p.state_heads] * p.state_heads + block.head;
+  const float* initial = p.initial_state + first * key_dim * p.value_dim + column;
 #pragma unroll
   for (int i = 0; i < state.rows; ++i) {
-    state.value[i] =
-        p.initial_state == nullptr
-            ? float4{0.0f, 0.0f, 0.0f, 0.0f}
-            : *reinterpret_cast<const float4*>(p.initial_state + state_at + state.row(i) * p.value_dim);
+    state.value[i] = p.initial_state == nullptr
+                         ? float4{0.0f, 0.0f, 0.0f, 0.0f}
+                         : *reinterpret_cast<const float4*>(initial + state.row(i) * p.value_dim);
   }
   const auto row_of = [](const GatedDeltaRows& x, int64_t batch, int64_t time, int head) {
     return static_cast<Element*>(x.data) + batch * x.batch + time * x.time + head * x.head;
@@ -103,6 +106,7 @@ __global__ void __launch_bounds__(kThreads) steps_kernel(const GatedDeltaArgumen
       }
     }
   }
+  if (p.final_state == nullptr) return;
 #pragma unroll
   for (int i = 0; i < state.rows; ++i) {
     *reinterpret_cast<float4*>(p.final_state + state_at + state.row(i) * p.value_dim) = state.value[i];

@@ -27,7 +27,7 @@ cpu::MixerInputs arguments_of(const SsdInputs& in, const QueryRows& rows) {
 }
 
 variable_list forward_kernel(const SsdInputs& in, bool differentiate) {
-  if (cuda::serves(in.value)) return ssd_forward_cuda(in, differentiate);
+  if (cuda::serves(in.value)) return ssd_forward_cuda(in, differentiate, /*keeps_state=*/true);
   const cpu::MixerShape& s = in.shape;
   const QueryRows rows(in.spans, s);
   at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
@@ -109,10 +109,11 @@ class Ssd : public torch::autograd::Function<Ssd> {
 SsdInputs::SsdInputs(const at::Tensor& query_given, const at::Tensor& key_given,
                      const at::Tensor& value_given, const at::Tensor& log_decay_given,
                      const at::Tensor& step_given, const Optional& skip_given, const at::Tensor& spans_given,
-                     const Optional& state_given, int64_t chunk)
+                     const Optional& state_given, int64_t chunk, const Optional& rows_given)
     : spans(spans_given),
       shape(expect_mixer_tensors({"ssd", "step", query_given, key_given, value_given, log_decay_given,
-                                  step_given, spans_given, state_given, chunk})) {
+                                  step_given, spans_given, state_given, chunk,
+                                  rows_given.value_or(at::Tensor())})) {
   for (const Optional& tensor : {Optional(query_given), Optional(key_given), Optional(log_decay_given),
                                  Optional(step_given), skip_given, state_given}) {
     if (!tensor.has_value() || !tensor->defined()) continue;
@@ -129,6 +130,7 @@ SsdInputs::SsdInputs(const at::Tensor& query_given, const at::Tensor& key_given,
     skip = skip_given->to(accumulate_type(value.scalar_type())).contiguous();
   }
   if (state_given.has_value() && state_given->defined()) initial_state = state_given->contiguous();
+  if (rows_given.has_value()) initial_rows = rows_given->contiguous();
 }
 
 std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor& key,
@@ -156,6 +158,23 @@ std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor
     }
   }
   return ssd_chunked(query, key, value, log_decay, step, skip, spans, initial_state, chunk);
+}
+
+std::tuple<at::Tensor, at::Tensor> ssd_inference(const at::Tensor& query, const at::Tensor& key,
+                                                 const at::Tensor& value, const at::Tensor& log_decay,
+                                                 const at::Tensor& step, const Optional& skip,
+                                                 const at::Tensor& spans, const Optional& initial_state,
+                                                 const Optional& initial_rows, bool keeps_state) {
+  const at::NoGradGuard without_gradients;
+  if (cuda::serves(value)) {
+    const SsdInputs in(query, key, value, log_decay, step, skip, spans, initial_state, 64, initial_rows);
+    if (ssd_chunks_serve(in) || ssd_steps_serve(in)) {
+      const variable_list out = ssd_forward_cuda(in, /*differentiate=*/false, keeps_state);
+      return {out[0], out[1]};
+    }
+  }
+  const Optional own = initial_rows ? initial_state->index_select(0, *initial_rows) : initial_state;
+  return ssd(query, key, value, log_decay, step, skip, spans, own);
 }
 
 TORCH_LIBRARY_FRAGMENT(oryx, m) {

@@ -40,6 +40,17 @@ std::tuple<at::Tensor, at::Tensor> ssd(const at::Tensor& query, const at::Tensor
                                        const at::Tensor& spans,
                                        const std::optional<at::Tensor>& initial_state, int64_t chunk = 64);
 
+// The same without gradients, for a piece of sequences that are read on from states among others and, it may
+// be, no further:
+//   initial_rows  [B] int64  sequence b starts from initial_state[initial_rows[b]], initial_state being
+//                            [n, Hv, Dk, Dv]: kernels read it there; none is b
+//   keeps_state   false: the state after the last token is not wanted, and undefined where that saves work
+std::tuple<at::Tensor, at::Tensor> ssd_inference(
+    const at::Tensor& query, const at::Tensor& key, const at::Tensor& value, const at::Tensor& log_decay,
+    const at::Tensor& step, const std::optional<at::Tensor>& skip, const at::Tensor& spans,
+    const std::optional<at::Tensor>& initial_state, const std::optional<at::Tensor>& initial_rows,
+    bool keeps_state);
+
 // The same, token by token in composed ATen operations: the definition, for any device. `chunk` is only
 // checked.
 std::tuple<at::Tensor, at::Tensor> ssd_recurrence(

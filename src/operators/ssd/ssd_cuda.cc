@@ -13,8 +13,7 @@ namespace oryx::operators {
 
 namespace {
 
-// A sequence of up to so many tokens is cheaper token by token: the state passes through memory once either
-// way.
+// A sequence of up to so many tokens goes token by token: the state passes through memory once either way.
 constexpr int64_t most_step_tokens = 15;
 
 // Which chunks of a sequence hold rows: int32 [batch, chunks].
@@ -178,10 +177,16 @@ bool has_served_dimensions(const SsdInputs& in) {
          span_table(in.spans, s.batch, s.time, in.value.device())->is_unique;
 }
 
-std::vector<at::Tensor> steps(const SsdInputs& in) {
+at::Tensor empty_state(const SsdInputs& in, bool keeps_state) {
+  const cpu::MixerShape& s = in.shape;
+  if (!keeps_state) return {};
+  return at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
+}
+
+std::vector<at::Tensor> steps(const SsdInputs& in, bool keeps_state) {
   const cpu::MixerShape& s = in.shape;
   at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
-  at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
+  const at::Tensor state = empty_state(in, keeps_state);
   const at::Tensor initial = in.initial_state.defined() ? aligned(in.initial_state) : in.initial_state;
   const auto spans = span_table(in.spans, s.batch, s.time, in.value.device());
   cuda::ssd_steps({.shape = s,
@@ -195,7 +200,8 @@ std::vector<at::Tensor> steps(const SsdInputs& in) {
                    .skip = static_cast<const float*>(pointer(in.skip)),
                    .row_of = spans->row_of.const_data_ptr<int32_t>(),
                    .initial_state = static_cast<const float*>(pointer(initial)),
-                   .final_state = state.mutable_data_ptr<float>()},
+                   .initial_rows = static_cast<const int64_t*>(pointer(in.initial_rows)),
+                   .final_state = state.defined() ? state.mutable_data_ptr<float>() : nullptr},
                   cuda::stream(in.value));
   return {output, state};
 }
@@ -213,13 +219,18 @@ bool ssd_steps_serve(const SsdInputs& in) {
          has_served_dimensions(in);
 }
 
-std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate) {
+std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate, bool keeps_state) {
   const c10::OptionalDeviceGuard guard(in.value.device());
-  if (!differentiate && ssd_steps_serve(in)) return steps(in);
-  const Call call(in);
+  if (!differentiate && ssd_steps_serve(in)) {
+    const cpu::MixerShape& s = in.shape;
+    const bool chunks_win =
+        few_tokens_want_chunks(s.time, s.batch * s.state_heads, cuda::multiprocessors(in.value));
+    if (!chunks_win || !ssd_chunks_serve(in)) return steps(in, keeps_state);
+  }
+  Call call(in);
   const cpu::MixerShape& s = call.shape;
   at::Tensor output = at::empty({in.query.size(0), s.output_heads, s.value_dim}, in.value.options());
-  at::Tensor state = at::empty({s.batch, s.state_heads, s.key_dim, s.value_dim}, in.log_decay.options());
+  const at::Tensor state = empty_state(in, keeps_state);
   cuda::SsdForward forward{};
   forward.query = packed_rows(call.query);
   forward.key = token_rows(call.key);
@@ -231,6 +242,11 @@ std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate
   forward.decay = call.decay;
   // One block fits into a multiprocessor.
   const int64_t segments = std::max<int64_t>(1, cuda::multiprocessors(in.value) / (s.batch * s.output_heads));
+  if (in.initial_rows.defined() && segments == 1) {
+    forward.first_rows = in.initial_rows.const_data_ptr<int64_t>();
+  } else if (in.initial_rows.defined()) {
+    call.initial_state = call.initial_state.index_select(0, in.initial_rows);
+  }
   const auto cut = call.cut(forward, call.forward_walk(), call.initial_state, state, segments, 1);
   if (forward.segments > 1) {
     cuda::ssd_walk(&cut.local, nullptr, call.stream);

@@ -10,8 +10,8 @@ namespace oryx::operators {
 bool ssd_chunks_serve(const SsdInputs& in);
 // Whether the step kernel does, without gradients: few tokens, also float32.
 bool ssd_steps_serve(const SsdInputs& in);
-// Output and final state. Steps where they serve and no gradient is wanted, else chunks.
-std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate);
+// Output and, if `keeps_state`, final state. Steps where they serve and no gradient is wanted, else chunks.
+std::vector<at::Tensor> ssd_forward_cuda(const SsdInputs& in, bool differentiate, bool keeps_state);
 // d_output has contiguous rows, d_state is contiguous; either may be undefined.
 SsdGradients ssd_backward_cuda(const SsdInputs& in, const at::Tensor& d_output, const at::Tensor& d_state);
 

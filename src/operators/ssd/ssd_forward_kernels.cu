@@ -238,8 +238,9 @@ __global__ void __launch_bounds__(ForwardTiles<key_dim, columns, stages>::thread
   Accumulator<1, key_dim / 8> state;
   state.clear();
   if (p.first_state != nullptr) {
-    const float* from =
-        p.first_state + (place.stream * p.segments + place.segment) * key_dim * value_dim + column;
+    const int64_t stream =
+        p.first_rows == nullptr ? place.stream : p.first_rows[place.batch] * p.shape.state_heads + place.head;
+    const float* from = p.first_state + (stream * p.segments + place.segment) * key_dim * value_dim + column;
     state.for_pairs([&](int row, int key, float& first, float& second) {
       first = from[key * value_dim + row], second = from[(key + 1) * value_dim + row];
     });
@@ -311,7 +312,7 @@ __global__ void __launch_bounds__(ForwardTiles<key_dim, columns, stages>::thread
     warpgroup_wait<0>();
     settle(state);
   }
-  if (place.segment == p.segments - 1 && place.is_first_reader) {
+  if (p.last_state != nullptr && place.segment == p.segments - 1 && place.is_first_reader) {
     float* to = p.last_state + static_cast<int64_t>(place.stream) * key_dim * value_dim + column;
     state.for_pairs([&](int row, int key, float& first, float& second) {
       to[key * value_dim + row] = first, to[(key + 1) * value_dim + row] = second;

@@ -69,8 +69,9 @@ struct SsdForward {
   const int32_t* has_rows;  // [batch, chunks]
   SsdDecay decay;
   int64_t segments, segment_chunks;
-  float* last_state;         // [stream, key_dim, value_dim]
-  const float* first_state;  // [stream, segment, key_dim, value_dim] or null: zero
+  float* last_state;          // [stream, key_dim, value_dim] or null
+  const float* first_state;   // [stream, segment, key_dim, value_dim] or null: zero
+  const int64_t* first_rows;  // one segment: [batch], whose first_state a sequence takes; null: its own
 };
 void ssd_forward(const SsdForward& arguments, void* stream);
 
@@ -81,10 +82,11 @@ struct SsdSteps {
   cpu::RowView query, key, value, output;
   const float* log_decay;  // [batch, time, state_heads]
   const float* step;
-  const float* skip;           // [output_heads] or null
-  const int32_t* row_of;       // [batch, time]
-  const float* initial_state;  // [stream, key_dim, value_dim] or null
-  float* final_state;
+  const float* skip;            // [output_heads] or null
+  const int32_t* row_of;        // [batch, time]
+  const float* initial_state;   // [stream, key_dim, value_dim] or null
+  const int64_t* initial_rows;  // [batch], whose initial_state a sequence takes; null: its own
+  float* final_state;           // or null
 };
 void ssd_steps(const SsdSteps& arguments, void* stream);
 

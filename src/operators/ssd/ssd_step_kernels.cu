@@ -33,10 +33,12 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const SsdSteps p) {
   const int64_t state_at = stream * key_dim * shape.value_dim + column;
   float state[rows][4] = {};
   if (p.initial_state != nullptr) {
+    const int64_t from =
+        p.initial_rows == nullptr ? stream : p.initial_rows[batch] * shape.state_heads + head;
+    const float* initial = p.initial_state + from * key_dim * shape.value_dim + column;
 #pragma unroll
     for (int i = 0; i < rows; ++i) {
-      const float4 x = *reinterpret_cast<const float4*>(p.initial_state + state_at +
-                                                        (row0 + i * kRowGroups) * shape.value_dim);
+      const float4 x = *reinterpret_cast<const float4*>(initial + (row0 + i * kRowGroups) * shape.value_dim);
       state[i][0] = x.x, state[i][1] = x.y, state[i][2] = x.z, state[i][3] = x.w;
     }
   }
@@ -90,6 +92,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(const SsdSteps p) {
       buffer ^= 1;  // the next sums may come before these are read
     }
   }
+  if (p.final_state == nullptr) return;
 #pragma unroll
   for (int i = 0; i < rows; ++i) {
     *reinterpret_cast<float4*>(p.final_state + state_at + (row0 + i * kRowGroups) * shape.value_dim) = {
