@@ -145,6 +145,10 @@ class Planner {
     batch.passes = pieces(rows, cheapest_ends(lengths, options_.pass_cost, [&](int64_t length) {
                             return std::max<int64_t>(1, options_.batch_tokens / (before + length));
                           }));
+    // Sequences that go on from one state side by side, so that they may find it in a cache.
+    for (std::vector<Row>& pass : batch.passes) {
+      std::stable_sort(pass.begin(), pass.end(), [](const Row& a, const Row& b) { return a.item < b.item; });
+    }
     return batch;
   }
 

@@ -1,5 +1,7 @@
 #include "evaluation/candidates.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -34,18 +36,19 @@ Candidate make_candidate(const tokenizer::Tokenizer& tokenizer, std::string_view
 std::optional<Scores> score_candidates(const std::vector<std::vector<Candidate>>& items,
                                        const ScheduleForm& schedule, bool has_query, bool greedy,
                                        const Runner& runner, TaskResult& result) {
-  CostMeter meter(runner.model.config(), runner.model.dtype());
-  std::vector<Item> sequences;
-  for (const std::vector<Candidate>& item : items) {
-    Item& group = sequences.emplace_back();
-    for (const Candidate& candidate : item) {
+  std::vector<Item> sequences(items.size());
+  for_items(items.size(), [&](size_t i) {
+    for (const Candidate& candidate : items[i]) {
       const auto query = has_query ? std::optional(candidate.first) : std::nullopt;
       auto modes = schedule.spans(static_cast<int64_t>(candidate.tokens.size()), query);
-      meter.add(modes);
-      group.push_back({candidate.tokens, candidate.first, std::move(modes)});
+      sequences[i].push_back({candidate.tokens, candidate.first, std::move(modes)});
     }
-    result.items_cut +=
-        std::any_of(item.begin(), item.end(), [](const Candidate& candidate) { return candidate.is_cut; });
+  });
+  CostMeter meter(runner.model.config(), runner.model.dtype());
+  for (size_t i = 0; i < items.size(); ++i) {
+    for (const Sequence& sequence : sequences[i]) meter.add(sequence.modes);
+    result.items_cut += std::any_of(items[i].begin(), items[i].end(),
+                                    [](const Candidate& candidate) { return candidate.is_cut; });
   }
   ScoringOptions options{.batch_tokens = runner.batch_tokens, .greedy = greedy};
   options.on_items = runner.on_items;
@@ -57,6 +60,12 @@ std::optional<Scores> score_candidates(const std::vector<std::vector<Candidate>>
   result.tokens_computed = scores->tokens_computed;
   result.tokens_scored = scores->tokens_scored;
   return scores;
+}
+
+void for_items(size_t count, const std::function<void(size_t)>& work) {
+  at::parallel_for(0, static_cast<int64_t>(count), /*grain_size=*/256, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) work(static_cast<size_t>(i));
+  });
 }
 
 Array to_array(const std::vector<double>& numbers) {

@@ -38,21 +38,22 @@ class ContinuationTask final : public Task {
     TaskResult result{.items = items(), .main = "acc"};
     const auto scores = score_candidates(items_, schedule, true, /*greedy=*/true, runner, result);
     if (!scores) return std::nullopt;
-    std::vector<double> log_likelihoods, greedy;
-    for (size_t i = 0; i < items_.size(); ++i) {
+    std::vector<double> log_likelihoods(items_.size()), greedy(items_.size());
+    result.records.resize(items_.size());
+    for_items(items_.size(), [&](size_t i) {
       const SequenceScore& score = scores->items[i][0];
-      log_likelihoods.push_back(score.sum());
-      greedy.push_back(score.all_greedy() ? 1 : 0);
+      log_likelihoods[i] = score.sum();
+      greedy[i] = score.all_greedy() ? 1 : 0;
       const Candidate& candidate = items_[i][0];
       Table record;
       record.set("id", Value{static_cast<int64_t>(i)});
-      record.set("log_likelihood", Value{log_likelihoods.back()});
+      record.set("log_likelihood", Value{log_likelihoods[i]});
       record.set("is_greedy", Value{score.all_greedy()});
       record.set("tokens", Value{static_cast<int64_t>(candidate.tokens.size())});
       record.set("continuation_tokens",
                  Value{static_cast<int64_t>(candidate.tokens.size()) - candidate.first});
-      result.records.push_back(std::move(record));
-    }
+      result.records[i] = std::move(record);
+    });
     result.metrics = {mean_metric("acc", greedy), perplexity_metric("ppl", log_likelihoods)};
     return result;
   }
@@ -72,8 +73,9 @@ class ChoiceTask : public Task {
     TaskResult result{.items = items(), .main = main_};
     const auto scores = score_candidates(items_, schedule, true, /*greedy=*/false, runner, result);
     if (!scores) return std::nullopt;
-    std::vector<double> right, right_by_byte;
-    for (size_t i = 0; i < items_.size(); ++i) {
+    std::vector<double> right(items_.size()), right_by_byte(is_normalised() ? items_.size() : 0);
+    result.records.resize(items_.size());
+    for_items(items_.size(), [&](size_t i) {
       std::vector<double> log_likelihoods, by_byte;
       std::vector<int64_t> tokens, continuation_tokens;
       for (size_t c = 0; c < items_[i].size(); ++c) {
@@ -93,14 +95,14 @@ class ChoiceTask : public Task {
       }
       record.set("tokens", Value{to_array(tokens)});
       record.set("continuation_tokens", Value{to_array(continuation_tokens)});
-      right.push_back(argmax(log_likelihoods) == golds_[i] ? 1 : 0);
-      record.set("acc", Value{right.back() == 1});
+      right[i] = argmax(log_likelihoods) == golds_[i] ? 1 : 0;
+      record.set("acc", Value{right[i] == 1});
       if (is_normalised()) {
-        right_by_byte.push_back(argmax(by_byte) == golds_[i] ? 1 : 0);
-        record.set("acc_norm", Value{right_by_byte.back() == 1});
+        right_by_byte[i] = argmax(by_byte) == golds_[i] ? 1 : 0;
+        record.set("acc_norm", Value{right_by_byte[i] == 1});
       }
-      result.records.push_back(std::move(record));
-    }
+      result.records[i] = std::move(record);
+    });
     result.metrics = {mean_metric("acc", right)};
     if (is_normalised()) result.metrics.push_back(mean_metric("acc_norm", right_by_byte));
     return result;
