@@ -71,6 +71,7 @@ const std::array parts = {
     Part{"gated delta rule", {"GatedDelta", "ChunkArguments"}},
     Part{"attention", {"Attention", "HeadSlice", "sdpa", "fmha", "flash"}},
     Part{"short convolution", {"Conv"}},
+    Part{"decays", {"DecayTensors"}},
     Part{"norms and gates", {"Norm"}},
     Part{"queries and keys", {"HeadTensors"}},
     Part{"loss", {"RowLosses", "Upstream"}},

@@ -15,6 +15,7 @@
 #include "operators/adamw/adamw.h"
 #include "operators/attention/attention.h"
 #include "operators/cross_entropy/cross_entropy.h"
+#include "operators/decays/decays.h"
 #include "operators/gated_delta_rule/gated_delta_rule.h"
 #include "operators/gated_norm/gated_norm.h"
 #include "operators/l2_norm/l2_norm.h"
@@ -200,6 +201,14 @@ std::vector<OperatorTime> measure_operators(const OperatorSizes& sizes, c10::Dev
       [&](const Tensors& x) {
         return Tensors{std::get<0>(operators::short_conv(x[0], x[1], std::nullopt, std::nullopt, "silu"))};
       });
+  // Per state head: x and beta and both results; backward both inputs, what flows back and two gradients.
+  const auto narrow = [&] { return normal({sizes.batch, sizes.length, sizes.heads}); };
+  measure.differentiate("decays", {0, (2 * e + 8) * states, 0, (4 * e + 8) * states},
+                        {narrow(), at::randn({sizes.heads}, wide), at::randn({sizes.heads}, wide), narrow()},
+                        [&](const Tensors& x) {
+                          const auto [log_decay, strength] = operators::decays(x[0], x[1], x[2], x[3]);
+                          return Tensors{log_decay, strength};
+                        });
   measure.differentiate(
       "gated_norm", plain(3, 5), {matrix(), matrix(), at::ones({width}, wide)},
       [&](const Tensors& x) { return Tensors{operators::gated_norm(x[0], x[1], x[2], 1e-5, "after_gate")}; });

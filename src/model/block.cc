@@ -188,7 +188,7 @@ at::Tensor Block::forward(const at::Tensor& x, const Routing& routing, LayerStat
     }
     const size_t extra = part->mixer->projections().size();
     std::vector<at::Tensor> own_projected;
-    for (size_t i = 0; i < extra; ++i) own_projected.push_back(in_token_order(projected[next++], routing));
+    for (size_t i = 0; i < extra; ++i) own_projected.push_back(projected[next++]);
     const SharedInput& own_shared = shared[part->mode == schedule::Mode::attention ? 0 : 1];
     at::Tensor output = part->mixer->forward(query.view({own.count, config_.heads, config_.head_dim}),
                                              own_shared, own_projected, own, state);

@@ -8,6 +8,7 @@
 #include "operators/adamw/adamw.h"
 #include "operators/attention/attention.h"
 #include "operators/cross_entropy/cross_entropy.h"
+#include "operators/decays/decays.h"
 #include "operators/device/device_testing.h"
 #include "operators/gated_linear/gated_linear.h"
 #include "operators/gated_norm/gated_norm.h"
@@ -71,6 +72,16 @@ TEST(RepeatBitForBit, GatedLinear) {
         {random({rows, width}), random({rows, width}), random({dim}, at::kFloat), weight},
         [&](const Tensors& x) { return Tensors{gated_linear(x[0], x[1], x[2], 1e-5, order, x[3])}; });
   }
+}
+
+TEST(RepeatBitForBit, Decays) {
+  const at::Tensor places = at::randperm(rows, at::kLong).to(kernel_device()).view({1, rows});
+  expect_passes_of_same_bits({random({rows, heads}), random({heads}, at::kFloat), random({heads}, at::kFloat),
+                              random({rows, heads})},
+                             [&](const Tensors& x) {
+                               const auto [log_decay, strength] = decays(x[0], x[1], x[2], x[3], places);
+                               return Tensors{log_decay, strength};
+                             });
 }
 
 TEST(RepeatBitForBit, AddNorm) {

@@ -68,6 +68,11 @@ class Operators(unittest.TestCase):
     def test_pointwise(self):
         self.gradcheck(lambda x, w, b, t: oryx.short_conv(x, w, b, t, "silu"),
                        leaf(2, 5, 3), leaf(3, 4), leaf(3), leaf(2, 3, 3))
+        rows = torch.randperm(10).view(2, 5)
+        self.gradcheck(lambda x, b, a, s: oryx.decays(x, b, a, s, rows), leaf(10, 3), leaf(3), leaf(3), leaf(10, 3))
+        x, bias, log_a = leaf(2, 5, 3), leaf(3), leaf(3)
+        step = F.softplus(x + bias)
+        torch.testing.assert_close(oryx.decays(x, bias, log_a), (-log_a.exp() * step, step))
         cosine, sine = oryx.rotary_tables(torch.arange(3), 4, 10000.0, torch.float64)
         self.gradcheck(lambda x: oryx.rotary(x, cosine, sine), leaf(2, 3, 2, 4))
         self.gradcheck(oryx.l2_norm, leaf(3, 2, 4))

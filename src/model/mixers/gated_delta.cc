@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 
-#include <array>
 #include <cmath>
 
 #include "model/mixers/mixer.h"
@@ -33,15 +32,8 @@ class GatedDelta : public Mixer {
                      LayerState* state) const override {
     at::Tensor key = rotates_ ? shared.rotated_key : shared.key;
     if (options_.l2_norm != "none") key = operators::l2_norm(key);
-    const at::ScalarType accumulate = decay_bias_.scalar_type();
-    const std::array<int64_t, 3> per_head = {key.size(0), key.size(1), decay_bias_.size(0)};
-    at::Tensor log_decay =
-        (at::softplus(projected[0].to(accumulate) + decay_bias_) * -log_a_.exp()).view(per_head);
-    at::Tensor beta = at::sigmoid(projected[1].to(accumulate)).view(per_head);
-    if (shared.routing->mask) {  // no decay and β = 0 leave the state as it is
-      log_decay = log_decay * *shared.routing->mask;
-      beta = beta * *shared.routing->mask;
-    }
+    const auto [log_decay, beta] =
+        token_decays(projected[0], decay_bias_, log_a_, projected[1], *shared.routing);
     const at::Tensor prepared = prepare_query(query, options_, rotates_, selection);
     if (state == nullptr) {
       return std::get<0>(operators::gated_delta_rule(prepared, key, shared.value, log_decay, beta,

@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "model/config.h"
@@ -43,9 +44,9 @@ class Mixer {
   }
 
   // query [selection.count, heads, head_dim], straight from its projection; `projected`: those of
-  // projections(), each [R, n] in the order of the tokens. Takes every token of the piece into this mixer's
-  // part of `state` (unless null or not kept), whatever its mode, and returns the outputs of the selected
-  // tokens [selection.count, output_heads, value_dim].
+  // projections(), each [R, n], its rows in the order of routing.h. Takes every token of the piece into this
+  // mixer's part of `state` (unless null or not kept), whatever its mode, and returns the outputs of the
+  // selected tokens [selection.count, output_heads, value_dim].
   virtual at::Tensor forward(const at::Tensor& query, const SharedInput& shared,
                              const std::vector<at::Tensor>& projected, const Selection& selection,
                              LayerState* state) const = 0;
@@ -87,5 +88,11 @@ extern const MixerType attention_mixer, ssd_mixer, gated_delta_mixer;
 // The query as a mixer reads it: activation, then L2 norm, then rotation (a rotation keeps the L2 norm).
 at::Tensor prepare_query(const at::Tensor& query, const MixerOptions& options, bool rotate,
                          const Selection& selection);
+
+// decays() of projections [R, heads], for the tokens of the routing, padding masked.
+std::tuple<at::Tensor, at::Tensor> token_decays(const at::Tensor& projected, const at::Tensor& bias,
+                                                const at::Tensor& log_a,
+                                                const std::optional<at::Tensor>& beta,
+                                                const Routing& routing);
 
 }  // namespace oryx::model

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/nearest_name.h"
 #include "model/mixers/mixer.h"
+#include "operators/decays/decays.h"
 #include "operators/prepare_heads/prepare_heads.h"
 
 namespace oryx::model {
@@ -32,6 +33,18 @@ at::Tensor prepare_query(const at::Tensor& query, const MixerOptions& options, b
     steps.sine = selection.sine;
   }
   return operators::prepare_heads(query, steps);
+}
+
+std::tuple<at::Tensor, at::Tensor> token_decays(const at::Tensor& projected, const at::Tensor& bias,
+                                                const at::Tensor& log_a,
+                                                const std::optional<at::Tensor>& beta,
+                                                const Routing& routing) {
+  const auto tokens = [&](const at::Tensor& x) {
+    return routing.rows ? x : x.view({routing.batch, routing.time, x.size(1)});
+  };
+  return operators::decays(tokens(projected), bias, log_a,
+                           beta ? std::optional<at::Tensor>(tokens(*beta)) : std::nullopt, routing.rows,
+                           routing.mask);
 }
 
 }  // namespace oryx::model

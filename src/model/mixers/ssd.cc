@@ -28,10 +28,8 @@ class Ssd : public Mixer {
                      LayerState* state) const override {
     at::Tensor key = rotates_ ? shared.rotated_key : shared.key;
     if (options_.l2_norm != "none") key = operators::l2_norm(key);
-    at::Tensor step = at::softplus(projected[0].to(step_bias_.scalar_type()) + step_bias_)
-                          .view({key.size(0), key.size(1), step_bias_.size(0)});
-    if (shared.routing->mask) step = step * *shared.routing->mask;  // a step of 0 leaves the state as it is
-    const at::Tensor log_decay = step * -log_a_.exp();
+    const auto [log_decay, step] =
+        token_decays(projected[0], step_bias_, log_a_, std::nullopt, *shared.routing);
     const at::Tensor prepared = prepare_query(query, options_, rotates_, selection);
     if (state == nullptr) {
       return std::get<0>(
