@@ -88,22 +88,31 @@ struct NarrowWeights {
   bool has(size_t i) const { return std::find(members.begin(), members.end(), i) != members.end(); }
 
   at::Tensor joined(const at::Tensor& x, at::TensorList weights) const {
-    at::Tensor weight = at::zeros({rows, x.size(1)}, x.options());
-    for (size_t j = 0; j < members.size(); ++j) {
-      const at::Tensor& member = weights[members[j]];
-      weight.narrow(0, first[j], member.size(0)).copy_(member);
-    }
-    return weight;
+    variable_list parts;
+    for (const size_t i : members) parts.push_back(weights[i].to(x.scalar_type()));
+    return filled_up(std::move(parts), 0);
   }
 
-  // The gradients of their results side by side [N, rows].
-  at::Tensor joined_gradients(const at::Tensor& x, const variable_list& upstream) const {
-    at::Tensor gradients = at::zeros({x.size(0), rows}, x.options());
-    for (size_t j = 0; j < members.size(); ++j) {
-      const at::Tensor& member = upstream[members[j]];
-      if (member.defined()) gradients.narrow(1, first[j], member.size(1)).copy_(member);
+  // The gradients of their results side by side [N, rows]; undefined where no weights share a product.
+  at::Tensor joined_gradients(const at::Tensor& x, at::TensorList weights,
+                              const variable_list& upstream) const {
+    if (members.empty()) return {};
+    variable_list parts;
+    for (const size_t i : members) {
+      parts.push_back(upstream[i].defined() ? upstream[i]
+                                            : at::zeros({x.size(0), weights[i].size(0)}, x.options()));
     }
-    return gradients;
+    return filled_up(std::move(parts), 1);
+  }
+
+ private:
+  // The parts one after the other along `dimension`, and zeros up to `rows`.
+  at::Tensor filled_up(variable_list parts, int64_t dimension) const {
+    std::vector<int64_t> sizes = parts[0].sizes().vec();
+    sizes[dimension] = rows;
+    for (const at::Tensor& part : parts) sizes[dimension] -= part.size(dimension);
+    if (sizes[dimension] > 0) parts.push_back(at::zeros(sizes, parts[0].options()));
+    return at::cat(parts, dimension);
   }
 };
 
@@ -118,7 +127,7 @@ std::vector<at::Tensor> multiply(const at::Tensor& x, const std::vector<at::Tens
     const at::Tensor joined = at::mm(x, narrow.joined(x, weights).t());
     for (size_t j = 0; j < narrow.members.size(); ++j) {
       const size_t i = narrow.members[j];
-      y[i] = joined.narrow(1, narrow.first[j], weights[i].size(0)).contiguous();
+      y[i] = joined.narrow(1, narrow.first[j], weights[i].size(0));
     }
   }
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -149,17 +158,18 @@ void add_product(const at::Tensor& a, bool transpose_a, const at::Tensor& b, boo
   }
 }
 
+// `narrow_upstream`: what narrow.joined_gradients() gives.
 at::Tensor input_gradient(const at::Tensor& x, const variable_list& weights, const Rows& rows,
-                          const variable_list& upstream) {
+                          const variable_list& upstream, const NarrowWeights& narrow,
+                          const at::Tensor& narrow_upstream) {
   // On a GPU the sum over the weights is kept in the type of x: a float32 buffer would double the traffic of
   // a pass that is bound by memory, for a rounding as small as those of its terms.
   const at::TensorOptions options =
       x.options().dtype(x.is_cuda() ? x.scalar_type() : accumulate_type(x.scalar_type()));
   at::Tensor gradient = at::empty(x.sizes(), options);
   bool written = false;
-  const NarrowWeights narrow(x, weights, rows);
-  if (!narrow.members.empty()) {
-    add_product(narrow.joined_gradients(x, upstream), false, narrow.joined(x, weights), false, gradient);
+  if (narrow_upstream.defined()) {
+    add_product(narrow_upstream, false, narrow.joined(x, weights), false, gradient);
     written = true;
   }
   // Weights that read every row first: the first of them writes the buffer, and no zeros are needed.
@@ -220,12 +230,15 @@ class Projections : public torch::autograd::Function<Projections> {
     const Rows rows =
         ranges(context->saved_data["first"].toIntVector(), context->saved_data["count"].toIntVector());
     variable_list gradients(count + 2);  // x, the weights, and rows, which has none
-    if (context->needs_input_grad(0)) gradients[0] = input_gradient(x, weights, rows, upstream);
     const NarrowWeights narrow(x, weights, rows);
-    if (!narrow.members.empty()) {
+    const at::Tensor narrow_upstream = narrow.joined_gradients(x, weights, upstream);
+    if (context->needs_input_grad(0)) {
+      gradients[0] = input_gradient(x, weights, rows, upstream, narrow, narrow_upstream);
+    }
+    if (narrow_upstream.defined()) {
       at::Tensor joined =
           at::empty({narrow.rows, x.size(1)}, x.options().dtype(accumulate_type(x.scalar_type())));
-      add_product(narrow.joined_gradients(x, upstream), true, x.contiguous(), false, joined);
+      add_product(narrow_upstream, true, x.contiguous(), false, joined);
       for (size_t j = 0; j < narrow.members.size(); ++j) {
         const at::Tensor& weight = weights[narrow.members[j]];
         gradients[1 + narrow.members[j]] =
@@ -252,7 +265,10 @@ std::vector<at::Tensor> projections_schema(const at::Tensor& x, at::TensorList w
 }  // namespace
 
 at::Tensor linear_input_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream) {
-  return input_gradient(x, {weight}, {{0, x.size(0)}}, {upstream});
+  const variable_list weights = {weight}, gradients = {upstream};
+  const Rows rows = {{0, x.size(0)}};
+  const NarrowWeights narrow(x, weights, rows);
+  return input_gradient(x, weights, rows, gradients, narrow, narrow.joined_gradients(x, weights, gradients));
 }
 
 at::Tensor linear_weight_gradient(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& upstream) {

@@ -39,7 +39,7 @@ struct RowRange {
 //
 //   weights  [out_i, in] each, as in linear()
 //   rows     one per weight: the rows of x that it reads, of which there may be none
-// Returns y_i [rows_i.count, out_i].
+// Returns y_i [rows_i.count, out_i]; on a GPU those of less than 64 outputs are columns of one wider matrix.
 std::vector<at::Tensor> projections(const at::Tensor& x, const std::vector<at::Tensor>& weights,
                                     const std::vector<RowRange>& rows);
 
