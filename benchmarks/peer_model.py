@@ -37,7 +37,8 @@ class PeerConfig:
 
 def rope_tables(positions, dim, dtype):
     accumulate = torch.promote_types(dtype, torch.float32)
-    angle = positions[:, None].to(accumulate) * 10_000.0 ** (-torch.arange(dim // 2, dtype=accumulate) / (dim // 2))
+    pairs = torch.arange(dim // 2, dtype=accumulate, device=positions.device)  # torch.compile misses default devices
+    angle = positions[:, None].to(accumulate) * 10_000.0 ** (-pairs / (dim // 2))
     angle = angle.repeat(1, 2)
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -63,7 +64,7 @@ def chunked(x):
 
 def decay_matrix(total):
     """exp(total_i - total_j) for i >= j, else 0; total [..., C] is the cumulative log decay."""
-    future = torch.ones(CHUNK, CHUNK, dtype=torch.bool).triu(1)
+    future = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=total.device).triu(1)
     return (total[..., :, None] - total[..., None, :]).masked_fill(future, -math.inf).exp()
 
 

@@ -81,7 +81,7 @@ TEST_P(GeneratorOf, GreedyIsTheArgmaxOfTheWholeSequence) {
 
 TEST_P(GeneratorOf, ABatchIsItsSequencesAlone) {
   const auto model = tiny_model(GetParam());
-  rc::check([&] {
+  EXPECT_TRUE(rc::check([&] {
     // In a batch of more than four, one that ends stays for a while.
     const Generator generator(model, kIds,
                               {.piece_tokens = *rc::gen::element(32, 1000),
@@ -111,7 +111,7 @@ TEST_P(GeneratorOf, ABatchIsItsSequencesAlone) {
       RC_ASSERT(ids_of(together[i]) == ids_of(alone));
       RC_ASSERT(together[i].modes == alone.modes);
     }
-  });
+  }));
 }
 
 TEST(Generator, TokensCarryPositionModeAndLogprob) {

@@ -94,7 +94,7 @@ TEST(Sampling, PaddingIsNeverChosenButCountsInLogprob) {
 }
 
 TEST(Sampling, AnyOptionsKeepThePromisedSet) {
-  rc::check([] {
+  EXPECT_TRUE(rc::check([] {
     const auto size = *rc::gen::inRange<int64_t>(1, 40);
     std::vector<double> values;
     for (int64_t i = 0; i < size; ++i) values.push_back(*rc::gen::inRange(-40, 40) / 8.0);
@@ -119,7 +119,7 @@ TEST(Sampling, AnyOptionsKeepThePromisedSet) {
           (sorted.narrow(0, 0, above).sum() / sorted.narrow(0, 0, kept).sum()).item<double>();
       RC_ASSERT(options.top_p == 1.0 || share < options.top_p + 1e-12);
     }
-  });
+  }));
 }
 
 TEST(Sampling, RefusesBadOptionsAndNumbers) {

@@ -25,7 +25,7 @@ std::vector<model::ParameterSpec> parameters(size_t count) {
 }
 
 TEST(Buckets, HoldEveryParameterOnceInReverse) {
-  rc::check([] {
+  EXPECT_TRUE(rc::check([] {
     const std::vector<model::ParameterSpec> specs = parameters(*rc::gen::inRange<size_t>(1, 20));
     const auto ranks = *rc::gen::inRange<int64_t>(1, 9), limit = *rc::gen::inRange<int64_t>(1, 5000);
     std::vector<size_t> count(specs.size());
@@ -48,11 +48,11 @@ TEST(Buckets, HoldEveryParameterOnceInReverse) {
       RC_ASSERT(bucket.entries.size() == 1 || bucket.entries.back().offset < limit);
     }
     RC_ASSERT(count == std::vector<size_t>(specs.size(), 1));
-  });
+  }));
 }
 
 TEST(Buckets, ThePiecesOfAllRanksAreThePartsOfTheWhole) {
-  rc::check([] {
+  EXPECT_TRUE(rc::check([] {
     const std::vector<model::ParameterSpec> specs = parameters(*rc::gen::inRange<size_t>(1, 12));
     const auto ranks = *rc::gen::inRange<int64_t>(1, 9);
     std::vector<at::Tensor> tensors;
@@ -71,7 +71,7 @@ TEST(Buckets, ThePiecesOfAllRanksAreThePartsOfTheWhole) {
       }
       RC_ASSERT(at::cat(shares).equal(whole));
     }
-  });
+  }));
 }
 
 TEST(Buckets, AMissingTensorIsZeros) {
