@@ -72,15 +72,6 @@ std::vector<size_t> cheapest_ends(const std::vector<int64_t>& lengths, int64_t p
   return ends;
 }
 
-// The ends of pieces that each hold as many as they may.
-template <class Most>
-std::vector<size_t> full_ends(const std::vector<int64_t>& lengths, Most most) {
-  std::vector<size_t> ends;
-  for (size_t begin = 0; begin < lengths.size(); begin = ends.back())
-    ends.push_back(std::min(lengths.size(), begin + static_cast<size_t>(most(lengths[begin]))));
-  return ends;
-}
-
 // The pieces of `elements` with these ends.
 template <class Element>
 std::vector<std::vector<Element>> pieces(const std::vector<Element>& elements,
@@ -120,7 +111,7 @@ class Planner {
     std::vector<int64_t> lengths;
     for (const size_t item : sharing) lengths.push_back(shared_[item]);
     // A batch of its own costs a pass, and leaves fewer sequences to choose from for the passes of the rest.
-    const std::vector<size_t> ends = ends_of(lengths, 8 * options_.pass_cost, [&](int64_t length) {
+    const std::vector<size_t> ends = cheapest_ends(lengths, 8 * options_.pass_cost, [&](int64_t length) {
       return std::max<int64_t>(1, options_.batch_tokens / length);
     });
     std::vector<Batch> batches;
@@ -131,11 +122,6 @@ class Planner {
   }
 
  private:
-  template <class Most>
-  std::vector<size_t> ends_of(const std::vector<int64_t>& lengths, int64_t pass_cost, Most most) const {
-    return options_.full_passes ? full_ends(lengths, most) : cheapest_ends(lengths, pass_cost, most);
-  }
-
   Batch batch_of(std::vector<size_t> members) const {
     Batch batch;
     batch.items = std::move(members);
@@ -156,13 +142,9 @@ class Planner {
       rows.push_back(row);
     }
     const int64_t before = batch.shared.front();  // the most
-    batch.passes =
-        pieces(rows, ends_of(lengths, options_.pass_cost, [&](int64_t length) {
-                 const int64_t most = options_.batch_tokens / (before + length);
-                 if (before == 0 || !options_.full_passes) return std::max<int64_t>(1, most);
-                 // Equal numbers of tokens, in the memory of twice a batch.
-                 return std::max<int64_t>(1, std::min(options_.batch_tokens / 4 / length, 2 * most));
-               }));
+    batch.passes = pieces(rows, cheapest_ends(lengths, options_.pass_cost, [&](int64_t length) {
+                            return std::max<int64_t>(1, options_.batch_tokens / (before + length));
+                          }));
     // Sequences that go on from one state side by side, so that they may find it in a cache.
     for (std::vector<Row>& pass : batch.passes) {
       std::stable_sort(pass.begin(), pass.end(), [](const Row& a, const Row& b) { return a.item < b.item; });

@@ -27,20 +27,15 @@ struct BatchOptions {
   int64_t batch_tokens = 4096;  // of the sequences of a pass, padding included; a longer one runs alone
   int64_t pass_cost = 16;       // tokens that could be computed in the time that starting a pass takes
   bool share_prefixes = true;
-  // Passes of equally many tokens, as far as lengths allow, whatever they cost in padding: the matrix
-  // products of a GPU then are the same kernels in all of them, each of which takes milliseconds to load.
-  // Those of sequences that go on from a common beginning have a quarter of batch_tokens, without that
-  // beginning.
-  bool full_passes = false;
 };
 
 // The leading tokens that all sequences of the item have in common, modes included, and that no score is read
 // from: at most min(first) − 1.
 int64_t shared_prefix(const Item& item);
 
-// Every item once. Both what is read once and what is not are sorted by length and cut into full passes or
-// those that cost least: the tokens computed, padding included, and `pass_cost` for every pass. The plan
-// depends on the items' shapes and tokens, not on their order.
+// Every item once. Both what is read once and what is not are sorted by length and cut into the passes that
+// cost least: the tokens computed, padding included, and `pass_cost` for every pass. The plan depends on the
+// items' shapes and tokens, not on their order.
 std::vector<Batch> plan_batches(const std::vector<Item>& items, const BatchOptions& options);
 
 // Tokens that the model computes for a batch, padding included.

@@ -216,8 +216,7 @@ std::optional<Scores> score(const model::LanguageModel& model, const std::vector
   Scorer scorer(model, items, options);
   const BatchOptions plan{.batch_tokens = options.batch_tokens,
                           .pass_cost = model.device().is_cpu() ? kPassCostCpu : kPassCostGpu,
-                          .share_prefixes = options.share_prefixes,
-                          .full_passes = !model.device().is_cpu()};
+                          .share_prefixes = options.share_prefixes};
   for (const Batch& batch : plan_batches(items, plan)) {
     if (!scorer.run(batch)) return std::nullopt;
   }

@@ -143,20 +143,17 @@ TEST(Batching, HoldsEverySequenceOnceAndTheBudget) {
     std::mt19937 dice(*rc::gen::arbitrary<uint32_t>());
     const std::vector<Item> items = random_items(config, dice, 60);
     for (const int64_t budget : {1, 100, 1000}) {
-      for (const auto& [share, full] :
-           {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
+      for (const bool share : {false, true}) {
         std::vector<std::vector<int>> seen;
         for (const Item& item : items) seen.emplace_back(item.size());
         int64_t computed = 0;
-        for (const Batch& batch : plan_batches(
-                 items,
-                 {.batch_tokens = budget, .pass_cost = 1, .share_prefixes = share, .full_passes = full})) {
+        for (const Batch& batch :
+             plan_batches(items, {.batch_tokens = budget, .pass_cost = 1, .share_prefixes = share})) {
           int64_t before = 0;
           for (size_t i = 0; i < batch.items.size(); ++i) {
             const int64_t prefix =
                 items[batch.items[i]].size() > 1 ? shared_prefix(items[batch.items[i]]) : 0;
-            // Full passes may cost more where they share.
-            RC_ASSERT(batch.shared[i] == (share ? prefix : 0) || (full && batch.shared[i] == 0));
+            RC_ASSERT(batch.shared[i] == (share ? prefix : 0));
             before = std::max(before, batch.shared[i]);
           }
           const auto count = static_cast<int64_t>(batch.items.size());
@@ -170,12 +167,7 @@ TEST(Batching, HoldsEverySequenceOnceAndTheBudget) {
               rest = std::max(rest, size - 1 - batch.shared[row.item]);
             }
             const auto rows = static_cast<int64_t>(pass.size());
-            const bool by_quarter = full && before > 0;
-            RC_ASSERT(rows == 1 || rows * (before + rest) <= (by_quarter ? 2 * budget : budget));
-            if (full && &pass != &batch.passes.back()) {  // one more has no room
-              const int64_t all = by_quarter ? 2 * (budget / (before + rest)) : budget / (before + rest);
-              RC_ASSERT(rows == std::max<int64_t>(1, by_quarter ? std::min(all, budget / 4 / rest) : all));
-            }
+            RC_ASSERT(rows == 1 || rows * (before + rest) <= budget);
             computed += rows * rest;
           }
           computed += count * before - computed_tokens(batch, items);
