@@ -1,5 +1,7 @@
 #include "evaluation/batching.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -89,11 +91,15 @@ std::vector<std::vector<Element>> pieces(const std::vector<Element>& elements,
 class Planner {
  public:
   Planner(const std::vector<Item>& items, const BatchOptions& options, bool shares)
-      : items_(items), options_(options), shared_(items.size()) {
-    for (const Item& item : items) longest_.push_back(longest(item));
-    for (size_t i = 0; shares && i < items.size(); ++i) {
-      if (items[i].size() > 1) shared_[i] = shared_prefix(items[i]);
-    }
+      : items_(items), options_(options), shared_(items.size()), longest_(items.size()) {
+    const auto count = static_cast<int64_t>(items.size());
+    at::parallel_for(0, count, /*grain_size=*/256, [&](int64_t begin, int64_t end) {
+      for (int64_t at = begin; at < end; ++at) {
+        const auto i = static_cast<size_t>(at);
+        longest_[i] = longest(items[i]);
+        if (shares && items[i].size() > 1) shared_[i] = shared_prefix(items[i]);
+      }
+    });
   }
 
   std::vector<Batch> plan() const {

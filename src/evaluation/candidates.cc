@@ -54,6 +54,7 @@ std::optional<Scores> score_candidates(const std::vector<std::vector<Candidate>>
   options.on_items = runner.on_items;
   options.cancelled = runner.cancelled;
   std::optional<Scores> scores = score(runner.model, sequences, options);
+  for_items(sequences.size(), [&](size_t i) { Item().swap(sequences[i]); });  // freed on all cores too
   if (!scores) return std::nullopt;
   result.cost = meter.total();
   result.tokens_run = scores->tokens_run;

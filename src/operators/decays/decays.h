@@ -19,9 +19,8 @@ namespace oryx::operators {
 //   bias   [heads]                  used in the accumulate type (double for double x, else float)
 //   log_a  [heads]                  likewise
 //   beta   as x                     shape and dtype of x, rows as far apart as they like
-//   rows   [batch, time] int64      where the inputs lie in another order: x and beta are [batch·time,
-//   heads],
-//                                   and x[b,t] above stands for row rows[b,t]; every row is named once
+//   rows   [batch, time] int64      where the inputs lie in another order: x and beta are [batch·time, heads]
+//                                   then, and x[b,t] stands for row rows[b,t]; every row is named once
 //   mask   [batch, time, 1]         accumulate type; a constant. At 0 a token leaves the state as it is
 // Returns log_decay and strength, both [batch, time, heads] of the accumulate type, rounded nowhere in
 // between. Differentiable in x, bias, log_a and beta. On a GPU one kernel forward; backward saves the inputs
