@@ -1,11 +1,11 @@
 #include "evaluation/batching.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <limits>
 #include <numeric>
 #include <utility>
+
+#include "evaluation/for_items.h"
 
 namespace oryx::evaluation {
 
@@ -92,13 +92,9 @@ class Planner {
  public:
   Planner(const std::vector<Item>& items, const BatchOptions& options, bool shares)
       : items_(items), options_(options), shared_(items.size()), longest_(items.size()) {
-    const auto count = static_cast<int64_t>(items.size());
-    at::parallel_for(0, count, /*grain_size=*/256, [&](int64_t begin, int64_t end) {
-      for (int64_t at = begin; at < end; ++at) {
-        const auto i = static_cast<size_t>(at);
-        longest_[i] = longest(items[i]);
-        if (shares && items[i].size() > 1) shared_[i] = shared_prefix(items[i]);
-      }
+    for_items(items.size(), [&](size_t i) {
+      longest_[i] = longest(items[i]);
+      if (shares && items[i].size() > 1) shared_[i] = shared_prefix(items[i]);
     });
   }
 

@@ -1,11 +1,10 @@
 #include "evaluation/candidates.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <utility>
 
 #include "base/error.h"
+#include "evaluation/for_items.h"
 #include "evaluation/harness_text.h"
 
 namespace oryx::evaluation {
@@ -61,12 +60,6 @@ std::optional<Scores> score_candidates(const std::vector<std::vector<Candidate>>
   result.tokens_computed = scores->tokens_computed;
   result.tokens_scored = scores->tokens_scored;
   return scores;
-}
-
-void for_items(size_t count, const std::function<void(size_t)>& work) {
-  at::parallel_for(0, static_cast<int64_t>(count), /*grain_size=*/256, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) work(static_cast<size_t>(i));
-  });
 }
 
 Array to_array(const std::vector<double>& numbers) {

@@ -1,7 +1,6 @@
 // What the log-likelihood tasks hand to the scoring engine: encoded sequences without their schedule.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -29,9 +28,6 @@ Candidate make_candidate(const tokenizer::Tokenizer& tokenizer, std::string_view
 std::optional<Scores> score_candidates(const std::vector<std::vector<Candidate>>& items,
                                        const ScheduleForm& schedule, bool has_query, bool greedy,
                                        const Runner& runner, TaskResult& result);
-
-// work(0) … work(count − 1) on all cores, in any order: what of a task's time is not the model's.
-void for_items(size_t count, const std::function<void(size_t)>& work);
 
 // Numbers as a JSON list.
 Array to_array(const std::vector<double>& numbers);

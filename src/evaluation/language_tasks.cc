@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "evaluation/candidates.h"
+#include "evaluation/for_items.h"
 #include "evaluation/harness_text.h"
 #include "evaluation/statistics.h"
 #include "evaluation/task_data.h"
