@@ -29,6 +29,10 @@ struct MixerTensors {
 // Throws Error where a shape, dtype, device, head count, span or chunk is wrong; returns the sizes.
 cpu::MixerShape expect_mixer_tensors(const MixerTensors& tensors);
 
+// On a GPU, without gradients, sequences of up to so many tokens may go token by token: the state passes
+// through memory once either way.
+constexpr int64_t most_step_tokens = 15;
+
 // Whether pieces of so few tokens that a GPU may take them one by one go by chunks all the same: the tokens
 // of a stream wait for each other, and with many streams nothing is idle meanwhile that they could use.
 inline bool few_tokens_want_chunks(int64_t time, int64_t streams, int64_t multiprocessors) {

@@ -10,6 +10,7 @@
 #include "operators/activations.h"
 #include "operators/decays/decays_cuda.h"
 #include "operators/device/runtime.h"
+#include "operators/merge_rows/merge_rows.h"
 
 namespace oryx::operators {
 
@@ -54,11 +55,7 @@ void check(const at::Tensor& x, const at::Tensor& bias, const at::Tensor& log_a,
   expect_activations("decays", "x", x);
   const int64_t heads = x.size(-1);
   expect(heads >= 1, "[decays] expected x of at least one head, got [{}]", fmt::join(x.sizes(), ", "));
-  if (rows) {
-    expect(rows->dim() == 2 && rows->scalar_type() == at::kLong && rows->numel() == x.size(0),
-           "[decays] expected rows [batch, time] of int64 for the {} rows of x, got [{}] of {}", x.size(0),
-           fmt::join(rows->sizes(), ", "), at::toString(rows->scalar_type()));
-  }
+  if (rows) expect_token_rows("decays", x, *rows);
   expect_shape("decays", "bias", bias, {heads});
   expect_shape("decays", "log_a", log_a, {heads});
   if (beta) {
@@ -79,7 +76,11 @@ std::tuple<at::Tensor, at::Tensor> decays(const at::Tensor& x, const at::Tensor&
                                           const at::Tensor& log_a, const Optional& beta, const Optional& rows,
                                           const Optional& mask) {
   check(x, bias, log_a, beta, rows, mask);
-  if (!cuda::serves(x)) return decays_reference(x, bias, log_a, beta, rows, mask);
+  if (!cuda::serves(x)) {
+    const auto in_order = [&](const at::Tensor& t) { return rows ? take_rows(t, *rows) : t; };
+    return decays_reference(in_order(x), bias, log_a, beta ? Optional(in_order(*beta)) : std::nullopt,
+                            std::nullopt, mask);
+  }
   const at::ScalarType accumulate = accumulate_type(x.scalar_type());
   const auto contiguous = [](const Optional& t) { return t ? Optional(t->contiguous()) : std::nullopt; };
   const cuda::DecayInput input{evenly_spaced(x),

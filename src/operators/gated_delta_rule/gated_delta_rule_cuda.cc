@@ -18,9 +18,9 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 using Optional = std::optional<at::Tensor>;
 
-// Whether a call without gradients goes token by token, as sequences of up to 15 tokens may.
+// Whether a call without gradients goes token by token.
 bool takes_steps(const at::Tensor& value, const cpu::MixerShape& s) {
-  if (s.time > 15) return false;
+  if (s.time > most_step_tokens) return false;
   const bool chunks_serve = value.scalar_type() == at::kBFloat16 && cuda::gated_delta_fits();
   return !chunks_serve ||
          !few_tokens_want_chunks(s.time, s.batch * s.state_heads, cuda::multiprocessors(value));

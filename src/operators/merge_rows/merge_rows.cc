@@ -1,6 +1,7 @@
 #include "operators/merge_rows/merge_rows.h"
 
 #include <ATen/ATen.h>
+#include <fmt/ranges.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -62,7 +63,29 @@ class MergeRows : public torch::autograd::Function<MergeRows> {
   }
 };
 
+class TakeRows : public torch::autograd::Function<TakeRows> {
+ public:
+  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& rows) {
+    context->save_for_backward({rows});
+    return x.index_select(0, rows.flatten()).view({rows.size(0), rows.size(1), x.size(1)});
+  }
+  static variable_list backward(AutogradContext* context, const variable_list& upstream) {
+    const at::Tensor rows = context->get_saved_variables()[0];
+    at::Tensor dx = at::empty({rows.numel(), upstream[0].size(2)}, upstream[0].options());
+    dx.index_copy_(0, rows.flatten(), upstream[0].flatten(0, 1));
+    return {dx, {}};
+  }
+};
+
 }  // namespace
+
+at::Tensor take_rows(const at::Tensor& x, const at::Tensor& rows) { return TakeRows::apply(x, rows); }
+
+void expect_token_rows(const char* op, const at::Tensor& x, const at::Tensor& rows) {
+  expect(rows.dim() == 2 && rows.scalar_type() == at::kLong && rows.numel() == x.size(0),
+         "[{}] expected rows [batch, time] of int64 for the {} rows of x, got [{}] of {}", op, x.size(0),
+         fmt::join(rows.sizes(), ", "), at::toString(rows.scalar_type()));
+}
 
 at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count) {
   expect(!parts.empty() && parts.size() == rows.size(),

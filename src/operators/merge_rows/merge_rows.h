@@ -1,4 +1,4 @@
-// Puts the packed outputs of several mixers back into the order of the tokens.
+// Rows that lie in another order than the tokens.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,6 +11,16 @@ namespace oryx::operators {
 //   rows   int64 [n_i], on the device of the parts
 // Returns y [count, …]. Differentiable in the parts. Throws Error when the sizes do not add up to count.
 at::Tensor merge_rows(at::TensorList parts, at::TensorList rows, int64_t count);
+
+// y[b,t] = x[rows[b,t]]: the rows of x in the order of the tokens.
+//
+//   x     [batch·time, channels]
+//   rows  [batch, time] int64  every row once
+// Returns y [batch, time, channels]. Differentiable in x, whose gradient is put in its place, not added.
+at::Tensor take_rows(const at::Tensor& x, const at::Tensor& rows);
+
+// Throws Error, as `op`, where `rows` is not what take_rows() wants for the rows of x.
+void expect_token_rows(const char* op, const at::Tensor& x, const at::Tensor& rows);
 
 // whole[rows[j]] = part[j] in place; all other rows of whole stay as they are. Has no gradients.
 //

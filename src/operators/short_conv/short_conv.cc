@@ -1,7 +1,6 @@
 #include "operators/short_conv/short_conv.h"
 
 #include <ATen/ATen.h>
-#include <fmt/ranges.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -9,6 +8,7 @@
 #include "base/shapes.h"
 #include "operators/activations.h"
 #include "operators/device/runtime.h"
+#include "operators/merge_rows/merge_rows.h"
 #include "operators/short_conv/short_conv_cpu.h"
 #include "operators/short_conv/short_conv_cuda.h"
 
@@ -112,32 +112,13 @@ class ShortConv : public torch::autograd::Function<ShortConv> {
   }
 };
 
-// x in the order of the tokens, for kernels that read it so.
-class InOrder : public torch::autograd::Function<InOrder> {
- public:
-  static at::Tensor forward(AutogradContext* context, const at::Tensor& x, const at::Tensor& rows) {
-    context->save_for_backward({rows});
-    return x.index_select(0, rows.flatten()).view({rows.size(0), rows.size(1), x.size(1)});
-  }
-  static variable_list backward(AutogradContext* context, const variable_list& upstream) {
-    const at::Tensor rows = context->get_saved_variables()[0];
-    at::Tensor dx = at::empty({rows.numel(), upstream[0].size(2)}, upstream[0].options());
-    dx.index_copy_(0, rows.flatten(), upstream[0].flatten(0, 1));
-    return {dx, {}};
-  }
-};
-
 // y, the new tail and, for two readers where gradients are wanted, y again.
 variable_list convolved(const at::Tensor& x, const at::Tensor& weight, const Optional& bias,
                         const Optional& tail, std::string_view activation, const Optional& rows,
                         bool for_two) {
   expect_dimensions("short_conv", "x", x, rows ? 2 : 3);
   expect_activations("short_conv", "x", x);
-  if (rows) {
-    expect(rows->dim() == 2 && rows->scalar_type() == at::kLong && rows->numel() == x.size(0),
-           "[short_conv] expected rows [batch, time] of int64 for the {} rows of x, got [{}] of {}",
-           x.size(0), fmt::join(rows->sizes(), ", "), at::toString(rows->scalar_type()));
-  }
+  if (rows) expect_token_rows("short_conv", x, *rows);
   const std::vector<int64_t> sizes = token_sizes(x, rows);
   expect_shape("short_conv", "weight", weight, {sizes[2], -1});
   expect(weight.size(1) >= 1, "[short_conv] expected weight [channels, W] with W >= 1, got W = 0");
@@ -154,7 +135,7 @@ variable_list convolved(const at::Tensor& x, const at::Tensor& weight, const Opt
     return {y, new_tail};
   }
   if (rows && !cuda::serves(x)) {
-    return convolved(InOrder::apply(x, *rows), weight, bias, tail, activation, std::nullopt, for_two);
+    return convolved(take_rows(x, *rows), weight, bias, tail, activation, std::nullopt, for_two);
   }
 
   const at::ScalarType accumulate = accumulate_type(x.scalar_type());

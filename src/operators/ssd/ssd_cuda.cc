@@ -13,9 +13,6 @@ namespace oryx::operators {
 
 namespace {
 
-// A sequence of up to so many tokens goes token by token: the state passes through memory once either way.
-constexpr int64_t most_step_tokens = 15;
-
 // Which chunks of a sequence hold rows: int32 [batch, chunks].
 struct ChunkTable {
   at::Tensor has_rows;

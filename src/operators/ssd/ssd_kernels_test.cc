@@ -3,6 +3,7 @@
 
 #include "operators/cpu/mixer_cases.h"
 #include "operators/device/device_testing.h"
+#include "operators/device/state_rows_testing.h"
 #include "operators/ssd/ssd.h"
 #ifdef ORYX_EMULATED
 #include "operators/device/warpgroup.h"
@@ -168,30 +169,13 @@ TEST(SsdKernels, StepsInBothTypes) {
   }
 }
 
-// States among others, read where they lie: by steps, by chunks and in segments; and none is left if none is
-// asked for.
 TEST(SsdKernels, GoesOnFromRowsOfStates) {
-  const c10::NoGradGuard no_grad;
-  for (const auto& [batch, time] : {std::pair<int64_t, int64_t>{3, 2}, {3, 70}, {40, 9}, {1, 400}}) {
-    const MixerCase c{batch, time, 2, 2, 2, 64, 64, 64, Decay::mild, Step::random, Spans::random};
-    MixerTensors x = convert(draw(c, at::kBFloat16, 16, false), at::kBFloat16);
-    const at::Tensor states = at::randn({5, 2, 64, 64}), rows = at::randint(5, {batch}, at::kLong);
-    x.initial_state = states.index_select(0, rows);
-    with_kernels([&] {
-      const auto [want, want_state] = on_device(&ssd)(x);
-      const auto move = [](const at::Tensor& t) { return t.to(kernel_device()); };
-      const auto run = [&](bool keeps_state) {
-        return ssd_inference(move(x.query), move(x.key), move(x.value), move(x.log_decay), move(x.step),
-                             move(x.skip), x.spans, move(states), move(rows), keeps_state);
-      };
-      const auto [output, state] = run(true);
-      const auto [alone, nothing] = run(false);
-      EXPECT_TRUE(at::equal(output.cpu(), want) && at::equal(alone.cpu(), want)) << c.name();
-      EXPECT_TRUE(at::equal(state.cpu(), want_state)) << c.name();
-      EXPECT_FALSE(nothing.defined());
-      return std::vector{output, state};
-    });
-  }
+  expect_goes_on_from_rows(
+      on_device(&ssd), /*normalised_keys=*/false,
+      [](const MixerTensors& x, const at::Tensor& states, const at::Tensor& rows, bool keeps_state) {
+        return ssd_inference(x.query, x.key, x.value, x.log_decay, x.step, x.skip, x.spans, states, rows,
+                             keeps_state);
+      });
 }
 
 TEST(SsdKernels, RepeatBitForBit) {
